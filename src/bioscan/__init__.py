@@ -1,0 +1,40 @@
+"""BIOSCAN-1M end to end: metadata, statistics, splits, images, training, predictions, evaluation.
+
+The names below are the library; each is loaded when it is first used, so that `import bioscan` stays light.
+"""
+
+import importlib
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("bioscan")
+
+_NAMES = {
+    "read_metadata": "bioscan.data.metadata",
+    "import_metadata": "bioscan.data.metadata",
+    "export_metadata": "bioscan.data.metadata",
+    "write_catalogue": "bioscan.data.metadata",
+    "summarise": "bioscan.jobs.summary",
+    "make_splits": "bioscan.analysis.splits",
+    "Taxonomy": "bioscan.analysis.taxonomy",
+    "Images": "bioscan.data.images",
+    "synthesize": "bioscan.data.synthesis",
+    "SynthesisSettings": "bioscan.data.synthesis",
+    "SpecimenDataset": "bioscan.learn.dataset",
+    "TrainSettings": "bioscan.learn.settings",
+    "train": "bioscan.jobs.train",
+    "predict": "bioscan.jobs.predict",
+    "evaluate": "bioscan.jobs.evaluate",
+}
+
+__all__ = ["__version__", *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'bioscan' has no attribute '{name}'")
+    return getattr(importlib.import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Pure numbers: arrays and tables in, numbers out; no file, no print, no torch, no clock."""

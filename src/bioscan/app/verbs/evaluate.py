@@ -1,0 +1,111 @@
+"""`bioscan evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+from cyclopts import Parameter
+
+from bioscan.app import output as out
+from bioscan.app.flags import Json, Overwrite, Seed
+from bioscan.app.scores import caption, counted, interval, metric_rows, notes, without
+from bioscan.files import refuse_existing, writing_folder
+from bioscan.jobs.evaluate import KS, Evaluation, evaluate
+
+SHOWN = 40
+"""Classes that the text lists; the CSV and JSON have all."""
+
+
+def run(
+    predictions: Path,
+    catalogue: Path,
+    /,
+    *,
+    rank: str | None = None,
+    experiment: str | None = None,
+    role: str | None = None,
+    within: str | None = None,
+    k: Annotated[tuple[int, ...], Parameter(name="--k", consume_multiple=True, negative="")] = KS,
+    seed: Seed = 1,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    csv: Path | None = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> int:
+    """Score predictions against a catalogue, joined by key. Needs no model.
+
+    Any Parquet or CSV table with sampleid (or image_file) and a column of names at one rank will do.
+    Specimens without an answer count as errors. Macro is the mean over classes with specimens; macro_all
+    divides by all classes (the paper's program), macro_seen by those in the truth or among the answers
+    (scikit-learn's recall_score). Intervals are at 95 %: Wilson for shares of specimens, bootstrap within
+    classes for the rest.
+
+    Args:
+        predictions: Predictions; probabilities of all taxa are taken from the scores file beside it.
+        catalogue: Catalogue or TSV with the true names.
+        rank: Rank to compare at [default: the model's, else the deepest predicted].
+        experiment: Split column, or none: every labelled specimen counts [default: the model's].
+        role: Whose specimens count [default: test].
+        within: Only specimens below this taxon [default: the model's].
+        k: k of top-k and average-k.
+        output: JSON file.
+        csv: New folder for metrics.csv, per_class.csv, confusion.csv and errors.csv.
+    """
+    for target in filter(None, (output, csv)):
+        refuse_existing(target, overwrite=overwrite)
+    found = evaluate(
+        predictions,
+        catalogue,
+        rank=rank,
+        experiment=experiment,
+        role=role,
+        within=within,
+        ks=k,
+        seed=seed,
+    )
+    as_json = out.to_json(found.to_dict())
+    if output:
+        out.write_text(output, as_json + "\n", overwrite=overwrite)
+    if csv:
+        with writing_folder(csv, overwrite=overwrite) as partial:
+            for name, table in csv_tables(found).items():
+                table.write_csv(partial / f"{name}.csv")
+    out.show(as_json if json else text(found))
+    return 0
+
+
+def csv_tables(found: Evaluation) -> dict[str, pl.DataFrame]:
+    """File name without ending -> table."""
+    return {
+        "metrics": found.table(),
+        "per_class": found.per_class,
+        "confusion": found.confusion,
+        "errors": found.errors(),
+    }
+
+
+def text(found: Evaluation) -> str:
+    """The evaluation for eyes."""
+    parts = [caption(found), *counted(found), "", out.table(*metric_rows(found))]
+    for reason, names in without(found).items():
+        parts.append(f"not computable: {', '.join(names)} ({reason})")
+    parts += notes(found)
+    shown = found.per_class.head(SHOWN)
+    rows = [
+        [
+            row["taxon"],
+            row["support"],
+            row["correct"],
+            row["recall"],
+            interval(row["recall_low"], row["recall_high"]),
+            row["precision"],
+            row["f1"],
+            f"{row['confused_with']} ({row['confused']:,})" if row["confused"] else None,
+        ]
+        for row in shown.to_dicts()
+    ]
+    header = ["taxon", "n", "right", "recall", "95 %", "precision", "F1", "mostly taken for"]
+    parts += ["", out.table(rows, header)]
+    if found.per_class.height > SHOWN:
+        parts.append(f"… and {found.per_class.height - SHOWN:,} more taxa: --csv or --json gives all")
+    return "\n".join(parts)

@@ -1,0 +1,1 @@
+"""Files in, tables and pixels out; no torch."""

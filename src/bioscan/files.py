@@ -1,0 +1,148 @@
+"""Writing that is whole or not there at all."""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from bioscan.errors import RequestError
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_MANY = 100
+_FRESH_S = 60
+"""A temporary file younger than this may belong to a process that is about to lock it."""
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise a RequestError where something is there and was not to be replaced."""
+    if target.exists() and not overwrite:
+        raise RequestError(f"{target} exists; choose another name or pass --overwrite")
+
+
+@contextlib.contextmanager
+def writing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place when the block ends well, and vanishes when not.
+
+    The file is synced to disk before the rename, so that a reader sees the old file or the whole new one.
+    Missing parent folders are made; what a killed writer of the same target left behind is removed.
+
+    Raises:
+        RequestError: the target exists or is a folder; the disk is full.
+    """
+    target = Path(target)
+    refuse_existing(target, overwrite=overwrite)
+    if target.is_dir():
+        raise RequestError(f"{target} is a folder; name a file")
+    with _partial(target) as partial:
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def writing_folder(target: Path, *, overwrite: bool = False, mark: str | None = None) -> Iterator[Path]:
+    """Like `writing`, for a folder: it appears whole, in place of an older one when told.
+
+    A wrong name must not cost a folder of something else: only a folder that holds the file `mark`, or
+    nothing but names that the new one has too, is replaced.
+
+    Raises:
+        RequestError: as `writing`; the older folder holds something else.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        refuse_existing(target, overwrite=overwrite)
+        if not target.is_dir():
+            raise RequestError(f"{target} is a file; name a folder")
+    with _partial(target, folder=True) as partial:
+        yield partial
+        if target.is_dir() and not (mark and (target / mark).is_file()):
+            others = sorted({e.name for e in target.iterdir()} - {e.name for e in partial.iterdir()})
+            if others:
+                raise RequestError(f"{target} holds {others[0]}, which is not ours; choose another folder")
+        inside = [*partial.rglob("*"), partial]
+        if len(inside) > _MANY and hasattr(os, "sync"):
+            os.sync()  # one call is faster than thousands
+        else:
+            for path in inside:
+                _sync(path)
+        older = partial.with_suffix(".older.partial")
+        if target.exists():
+            target.replace(older)
+        partial.replace(target)
+        _remove(older)
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def _partial(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """An empty file or folder beside the target, held while the block lasts and gone after it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _FRESH_S:
+                with _lock(left):
+                    _remove(left)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir() if folder else partial.touch(exist_ok=False)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody will remove it then
+                held.enter_context(_lock(partial))
+            yield partial
+    except Exception as error:
+        said = re.search(r"\(os error (\d+)\)", str(error))  # Polars gives the number in words only
+        number = int(said[1]) if said else getattr(error, "errno", None)
+        if number in _NO_ROOM:
+            raise RequestError(f"{target}: {os.strerror(number)}; nothing was written") from None
+        raise
+    finally:
+        _remove(partial)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """A lock that ends with this process, however it ends; OSError where there is another or can be none."""
+    if sys.platform == "win32":
+        raise OSError(errno.EOPNOTSUPP, "no locks on open files")
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    folder = path.is_dir()
+    if folder and os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs only what it may write
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

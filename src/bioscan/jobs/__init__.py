@@ -1,0 +1,1 @@
+"""Jobs that need several rooms; what a verb, a service and Python share."""

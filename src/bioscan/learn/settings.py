@@ -1,0 +1,135 @@
+"""Settings of a training run and the recipes that ship. No torch here: the command line reads this for its
+help.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from bioscan.config import setting
+from bioscan.errors import RequestError
+from bioscan.vocabulary import EXPERIMENTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything that a training run follows from, beside its data."""
+
+    experiment: str = setting("large_insect_order", "Split column that gives each specimen its role.")
+    rank: str | None = setting(None, "Rank to classify at; none: family or order, as the experiment has it.")
+    within: str | None = setting(
+        None, "Only specimens below this taxon, e.g. Lepidoptera or order:Lepidoptera."
+    )
+    model: str = setting("resnet18", "Backbone: any timm model name.")
+    weights: str = setting(
+        "none", "Where the backbone starts: 'none' (random), 'hub' (timm's pretrained weights) or a file."
+    )
+    image_size: int = setting(256, "Shorter side that images are resized to, pixels.")
+    crop_size: int = setting(224, "Side of the square that the network sees, pixels.")
+    crop: Literal["random_resized", "random"] = setting(
+        "random_resized", "Training crop: a square of random area and place, or of random place only."
+    )
+    min_area: float = setting(0.4, "Smallest area of a random_resized crop, as a share of the image.")
+    flip: Literal["none", "horizontal", "both"] = setting("both", "Random flips.")
+    rotate: bool = setting(True, "Rotate by any angle, at random.")
+    colour: float = setting(0.2, "Strength of random brightness, contrast and saturation.")
+    normalise: bool = setting(True, "Subtract the backbone's mean and divide by its deviation.")
+    epochs: int = setting(60, "Passes over the training specimens.")
+    batch_size: int = setting(64, "Specimens per step.")
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "AdamW, or SGD with Nesterov momentum.")
+    lr: float = setting(1e-3, "Highest learning rate.")
+    momentum: float = setting(0.9, "Momentum of SGD.")
+    weight_decay: float = setting(0.05, "Weight decay; AdamW spares biases and norms.")
+    schedule: Literal["cosine", "steps"] = setting("cosine", "Cosine to zero, or x0.1 at each of `steps`.")
+    warmup: int = setting(3, "Epochs of linear warm-up (cosine).")
+    steps: tuple[int, ...] = setting((20, 25), "Epochs done when the rate drops tenfold (steps).")
+    loss: Literal["cross_entropy", "focal"] = setting("cross_entropy", "Loss.")
+    focal_gamma: float = setting(2.0, "Gamma of the focal loss.")
+    label_smoothing: float = setting(0.0, "Label smoothing of the cross-entropy.")
+    criterion: Literal["macro_top_1", "micro_top_1", "loss", "last"] = setting(
+        "macro_top_1",
+        "Which epoch's model is kept: the first that is best on validation by this, or the last.",
+    )
+    patience: int | None = setting(
+        None, "Stop after so many epochs without a better criterion; none or 0: never."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to compute.")
+    amp: Literal["auto", "off", "bf16", "fp16"] = setting(
+        "auto", "Mixed precision; auto: where the device has fast 16-bit arithmetic."
+    )
+    channels_last: bool = setting(True, "Memory format that convolutions like.")
+    workers: int | None = setting(None, "Loader processes; none: by the number of cores.")
+    threads: int | None = setting(None, "torch threads; none: as torch has it, all cores.")
+    cache_mb: int = setting(
+        1024, "Without loader processes, keep resized images if all fit in so many MB (0: never)."
+    )
+    seed: int = setting(1, "Seed of weights, order and augmentation.")
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                span = f"at least {low}" if high == _ANY else f"from {low} to {high}"
+                raise RequestError(f"{name} is {value}; it must be {span}")
+        if self.lr <= 0 or self.min_area <= 0:
+            name = "lr" if self.lr <= 0 else "min_area"
+            raise RequestError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.crop_size > self.image_size:
+            raise RequestError(f"crop_size {self.crop_size} is larger than image_size {self.image_size}")
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise RequestError("label_smoothing goes with loss cross_entropy only")
+
+    @property
+    def target_rank(self) -> str:
+        """The rank to classify at: the one asked for, else the experiment's own, else order."""
+        if self.rank is not None:
+            return self.rank
+        return EXPERIMENTS[self.experiment].rank if self.experiment in EXPERIMENTS else "order"
+
+
+_ANY: Final = float("inf")
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "image_size": (1, _ANY),
+    "crop_size": (1, _ANY),
+    "min_area": (0, 1),
+    "colour": (0, 1),
+    "epochs": (1, _ANY),
+    "batch_size": (2, _ANY),  # batch norm cannot train on one
+    "lr": (0, _ANY),
+    "momentum": (0, 1),
+    "weight_decay": (0, _ANY),
+    "warmup": (0, _ANY),
+    "focal_gamma": (0, _ANY),
+    "label_smoothing": (0, 1),
+    "patience": (0, _ANY),
+    "workers": (0, _ANY),
+    "threads": (1, _ANY),
+    "cache_mb": (0, _ANY),
+    "seed": (0, _ANY),
+}
+
+RECIPES: Final[dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {  # every default of the paper's program: `main.py` of zahrag/BIOSCAN-1M at 6683867
+        "model": "resnet50.tv_in1k",  # timm's name for torchvision's ImageNet weights, version 1
+        "weights": "hub",
+        "image_size": 256,
+        "crop_size": 224,
+        "crop": "random",
+        "flip": "horizontal",
+        "rotate": False,
+        "colour": 0.0,
+        "normalise": False,
+        "epochs": 100,
+        "batch_size": 32,
+        "optimizer": "sgd",
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": "steps",
+        "steps": (20, 25),
+        "loss": "cross_entropy",
+        "criterion": "micro_top_1",
+        "amp": "off",
+        "channels_last": False,
+    },
+}

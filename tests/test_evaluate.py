@@ -1,0 +1,505 @@
+"""From predictions and catalogue to scores: by hand, by scikit-learn, and by the command line."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import sklearn.metrics as oracle
+from numpy.typing import NDArray
+
+import bioscan
+from bioscan.analysis.splits import split_hash
+from bioscan.data import predictions
+from bioscan.data.predictions import PredictionsWriter
+from bioscan.errors import DataError
+from bioscan.jobs.evaluate import Evaluation
+
+Bioscan = Callable[..., tuple[int, str, str]]
+EXPERIMENT = "small_insect_order"
+
+# Ten specimens. Test: a and b are flies (one right, one taken for a beetle), c a beetle (right), d a beetle
+# whose image failed, e a mayfly, which the model does not know; f has no order; g is not predicted.
+# Validation: v and w. Training: t.
+CATALOGUE = """sampleid,image_file,order,small_insect_order
+a,a.jpg,Diptera,test
+b,b.jpg,Diptera,test
+c,c.jpg,Coleoptera,test
+d,d.jpg,Coleoptera,test
+e,e.jpg,Ephemeroptera,test
+f,f.jpg,not_classified,test
+g,g.jpg,Diptera,test
+v,v.jpg,Diptera,validation
+w,w.jpg,Hemiptera,validation
+t,t.jpg,Diptera,train
+"""
+MODEL = ("Diptera", "Coleoptera", "Hemiptera", "Hymenoptera")
+SCORES = {
+    "w": (0.30, 0.20, 0.40, 0.10),
+    "c": (0.25, 0.45, 0.20, 0.10),
+    "a": (0.70, 0.15, 0.10, 0.05),
+    "b": (0.36, 0.54, 0.06, 0.04),
+    "d": None,
+    "e": (0.20, 0.50, 0.20, 0.10),
+    "f": (0.90, 0.05, 0.03, 0.02),
+    "v": (0.60, 0.22, 0.12, 0.06),
+    "x": (0.97, 0.01, 0.01, 0.01),
+}
+
+
+def lineage(order: str) -> tuple[str | None, ...]:
+    return ("Arthropoda", "Insecta", order)
+
+
+def write_predictions(
+    path: Path,
+    keys: Sequence[str],
+    scores_NL: NDArray[np.float32],
+    leaves: Sequence[tuple[str | None, ...]],
+    *,
+    rank: str = "order",
+    ranks: Sequence[str] = ("phylum", "class", "order"),
+    **record: Any,
+) -> None:
+    """As `bioscan predict` writes them; a row of NaN is an image that failed."""
+    failed = np.isnan(scores_NL[:, 0])
+    best = np.nan_to_num(scores_NL).argmax(axis=1)
+    empty = pl.Series(failed)
+    columns: dict[str, Any] = {"sampleid": keys, "image_file": [f"{key}.jpg" for key in keys]}
+    for level, name in enumerate(ranks):
+        columns[name] = pl.Series([leaves[b][level] for b in best]).set(empty, None)
+        columns[f"{name}_probability"] = pl.Series(scores_NL.max(axis=1).astype(float)).set(empty, None)
+    columns |= {
+        "assigned_rank": rank,
+        "assigned_taxon": columns[ranks[-1]],
+        "assigned_probability": columns[f"{ranks[-1]}_probability"],
+        "error": pl.Series(["truncated JPEG" if f else None for f in failed], dtype=pl.String),
+    }
+    with PredictionsWriter(path, ranks=ranks, leaves=leaves, record={"rank": rank, **record}) as writer:
+        writer.write(pl.DataFrame(columns), scores_NL)
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> tuple[Path, Path]:
+    """Predictions and catalogue as described above."""
+    catalogue, path = tmp_path / "catalogue.csv", tmp_path / "predictions.parquet"
+    catalogue.write_text(CATALOGUE)
+    scores = np.array([row or (np.nan,) * 4 for row in SCORES.values()], np.float32)
+    write_predictions(path, list(SCORES), scores, [lineage(o) for o in MODEL], experiment=EXPERIMENT)
+    return path, catalogue
+
+
+def test_the_counts_are_those_of_the_specimens_by_hand(by_hand: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*by_hand)
+    assert (found.rank, found.experiment, found.role, found.n) == ("order", EXPERIMENT, "test", 5)
+    assert found.counts == {
+        "failed": 1,  # d
+        "unnamed": 0,
+        "unknown_to_model": 1,  # e
+        "unlabelled": 1,  # f
+        "not_predicted": 1,  # g
+        "other": 2,  # v, w
+        "not_in_catalogue": 1,  # x
+    }
+
+
+def test_the_scores_are_those_worked_out_by_hand(by_hand: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*by_hand, ks=(1, 2, 3))
+    value = {name: {a: s.value for a, s in averages.items()} for name, averages in found.metrics.items()}
+    # right: a, c of five; recalls Diptera 1/2, Coleoptera 1/2, Ephemeroptera 0
+    assert value["top_1"] == pytest.approx(
+        {"micro": 2 / 5, "macro": 1 / 3, "macro_all": 1 / 5, "macro_seen": 1 / 3}
+    )
+    assert found.metrics["top_1"]["macro"].classes == 3
+    assert found.metrics["top_1"]["macro_all"].classes == 5  # the model's four and the mayfly
+    assert found.metrics["top_1"]["micro"].classes is None
+    # the second best of b is right too
+    assert value["top_2"]["micro"] == pytest.approx(3 / 5)
+    assert value["top_2"]["macro"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    # F1: flies 2·1/(2+1), beetles 2·1/(2+3), mayfly 0
+    assert value["f1"]["macro"] == pytest.approx((2 / 3 + 2 / 5 + 0) / 3)
+    assert value["f1"]["micro"] == pytest.approx(2 * 2 / (5 + 4))  # d has no answer
+    # validation: .60 .40 .30 .22 .20 .12 .10 .06, two specimens: after the 2nd for k = 1, the 4th for k = 2
+    assert found.thresholds["average_1"].value == pytest.approx((0.40 + 0.30) / 2)
+    assert found.thresholds["average_2"].value == pytest.approx((0.22 + 0.20) / 2)
+    assert value["average_1"]["micro"] == pytest.approx(3 / 5)  # a .70, b .36, c .45
+    # the four test rows with scores: a 1, b 2, c 1, e 1 taxa reach .35
+    assert found.thresholds["average_1"].mean_set_size == pytest.approx(5 / 4)
+    # first and last validation row of the file: w .40, v .60
+    assert found.thresholds["reference_average_1"].value == pytest.approx(0.50)
+    assert value["reference_average_1"]["micro"] == pytest.approx(1 / 5)
+    assert found.thresholds["average_1"].validation == 2
+
+
+def test_intervals_are_wilsons_for_shares_and_stand_around_every_value(by_hand: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*by_hand)
+    low, high = wilson_by_hand(2, 5)
+    micro = found.metrics["top_1"]["micro"]
+    assert (micro.low, micro.high, micro.n) == pytest.approx((low, high, 5))
+    for averages in found.metrics.values():
+        for score in averages.values():
+            assert score.low <= score.value <= score.high
+
+
+def wilson_by_hand(hits: int, n: int) -> tuple[float, float]:
+    z2, share = 1.959963984540054**2, hits / n
+    low, high = sorted(np.roots([n + z2, -(2 * n * share + z2), n * share**2]).real)
+    return float(low), float(high)
+
+
+def test_each_class_has_its_support_interval_and_most_common_confusion(by_hand: tuple[Path, Path]) -> None:
+    rows = {row["taxon"]: row for row in bioscan.evaluate(*by_hand).per_class.to_dicts()}
+    assert list(rows) == ["Coleoptera", "Diptera", "Ephemeroptera", "Hemiptera", "Hymenoptera"]
+    flies = rows["Diptera"]
+    assert (flies["support"], flies["correct"], flies["predicted"]) == (2, 1, 1)
+    assert (flies["recall"], flies["precision"]) == (0.5, 1.0)
+    assert (flies["recall_low"], flies["recall_high"]) == pytest.approx(wilson_by_hand(1, 2))
+    assert (flies["confused_with"], flies["confused"]) == ("Coleoptera", 1)
+    assert rows["Coleoptera"]["confused_with"] is None  # its other specimen has no answer
+    assert (rows["Hemiptera"]["support"], rows["Hemiptera"]["recall"]) == (0, None)
+
+
+def test_the_confusion_holds_every_specimen_once_and_misses_none(by_hand: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*by_hand)
+    assert set(found.confusion.rows()) == {
+        ("Coleoptera", "Coleoptera", 1),
+        ("Coleoptera", None, 1),
+        ("Diptera", "Diptera", 1),
+        ("Diptera", "Coleoptera", 1),
+        ("Ephemeroptera", "Coleoptera", 1),
+    }
+
+
+def test_errors_come_most_confident_first_and_failures_last(by_hand: tuple[Path, Path]) -> None:
+    errors = bioscan.evaluate(*by_hand).errors()
+    assert errors["sampleid"].to_list() == ["b", "e", "d"]
+    assert errors["error"].to_list() == [None, None, "truncated JPEG"]
+
+
+def test_k_of_all_classes_or_more_is_not_computable_and_says_why(by_hand: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*by_hand, ks=(1, 4, 10))
+    assert set(found.not_computable) == {
+        f"{m}_{k}" for m in ("top", "average", "reference_average") for k in (4, 10)
+    }
+    assert "not below 4, the classes of the model" in found.not_computable["top_10"]
+
+
+def test_without_scores_or_validation_rows_the_reason_is_given(
+    by_hand: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, catalogue = by_hand
+    assert "scores file" in bioscan.evaluate(pl.read_parquet(path), catalogue).not_computable["average_1"]
+    tests_only = pl.read_csv(catalogue).filter(pl.col(EXPERIMENT) != "validation")
+    tests_only.write_csv(tmp_path / "tests.csv")
+    found = bioscan.evaluate(path, tmp_path / "tests.csv", ks=(1, 2))
+    assert set(found.metrics) == {"top_1", "top_2", "f1"}
+    assert "validation specimens" in found.not_computable["reference_average_2"]
+
+
+def test_rows_are_joined_by_key_whatever_their_order(by_hand: tuple[Path, Path], tmp_path: Path) -> None:
+    path, catalogue = by_hand
+    before = bioscan.evaluate(path, catalogue).to_dict()
+    shuffled = tmp_path / "shuffled.csv"
+    pl.read_csv(catalogue).sample(fraction=1, shuffle=True, seed=3).write_csv(shuffled)
+    table = pl.read_parquet(path).sample(fraction=1, shuffle=True, seed=4)
+    table.write_parquet(path, metadata={"bioscan": pl.read_parquet_metadata(path)["bioscan"]})
+    assert bioscan.evaluate(path, shuffled).to_dict() == before
+
+
+def test_a_frame_and_a_file_give_the_same(by_hand: tuple[Path, Path]) -> None:
+    path, catalogue = by_hand
+    frame = bioscan.read_metadata(catalogue)
+    assert bioscan.evaluate(path, frame).to_dict() == bioscan.evaluate(path, catalogue).to_dict()
+
+
+def test_the_seed_moves_only_the_bootstrap(by_hand: tuple[Path, Path]) -> None:
+    first, same, other = (bioscan.evaluate(*by_hand, seed=seed) for seed in (1, 1, 2))
+    assert first.to_dict() == same.to_dict()
+    values = [[s.value for a in e.metrics.values() for s in a.values()] for e in (first, other)]
+    assert values[0] == values[1]
+
+
+# -- by an oracle
+
+
+def random_run(
+    tmp_path: Path, *, tests: int = 400, validation: int = 150
+) -> tuple[Path, Path, NDArray[np.float32], Any]:
+    random = np.random.default_rng(8)
+    classes, num = 12, tests + validation
+    targets = random.choice(9, num)  # three of the model's taxa never occur
+    logits = random.normal(0, 1, (num, classes))
+    logits[np.arange(num), targets] += 1.5
+    scores = np.exp(logits)
+    scores = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+    names = [f"Order{c:02d}" for c in range(classes)]
+    keys = [f"BIOUG{i:05d}-A{1 + i % 12:02d}" for i in range(num)]
+    catalogue = pl.DataFrame(
+        {
+            "sampleid": keys,
+            "order": [names[t] for t in targets],
+            EXPERIMENT: ["test"] * tests + ["validation"] * validation,
+        }
+    )
+    catalogue.write_csv(tmp_path / "c.csv")
+    write_predictions(
+        tmp_path / "p.parquet", keys, scores, [lineage(n) for n in names], experiment=EXPERIMENT
+    )
+    return tmp_path / "p.parquet", tmp_path / "c.csv", scores, targets
+
+
+def test_a_random_run_equals_scikit_learn(tmp_path: Path) -> None:
+    path, catalogue, scores, targets = random_run(tmp_path)
+    found = bioscan.evaluate(path, catalogue)
+    test, truth = scores[:400], targets[:400]
+    for k in (3, 5, 10):
+        expected = oracle.top_k_accuracy_score(truth, test, k=k, labels=np.arange(12))
+        assert found.metrics[f"top_{k}"]["micro"].value == pytest.approx(expected, abs=1e-12)
+    named = test.argmax(axis=1)
+    assert found.metrics["top_1"]["micro"].value == pytest.approx(
+        oracle.accuracy_score(truth, named), abs=1e-12
+    )
+    expected = oracle.f1_score(truth, named, average="macro", zero_division=0)
+    assert found.metrics["f1"]["macro_seen"].value == pytest.approx(expected, abs=1e-12)
+    matrix = oracle.confusion_matrix(truth, named, labels=np.arange(12))
+    for taxon, answer, cell in found.confusion.rows():
+        assert matrix[int(taxon[-2:]), int(answer[-2:])] == cell
+    assert found.confusion["specimens"].sum() == matrix.sum() == 400
+
+
+def test_scores_read_in_small_batches_give_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, catalogue, _, _ = random_run(tmp_path)
+    whole = bioscan.evaluate(path, catalogue).to_dict()
+    monkeypatch.setattr(predictions, "_HELD", 0)
+    monkeypatch.setattr(predictions, "_BATCH", 12 * 37)
+    assert bioscan.evaluate(path, catalogue).to_dict() == whole
+
+
+# -- ranks, names, experiments
+
+FAMILIES = [("Arthropoda", "Insecta", name[0], name) for name in ("A1", "A2", "B1", "B2", "C1")]
+
+
+def test_at_a_higher_rank_probabilities_are_summed_and_the_named_taxon_comes_first(tmp_path: Path) -> None:
+    # orders in sum A .5, B .4, C .1 and A .40, B .35, C .25; the best families are A1 and C1
+    scores = np.array([[0.3, 0.2, 0.2, 0.2, 0.1], [0.20, 0.20, 0.18, 0.17, 0.25]], np.float32)
+    path = tmp_path / "p.parquet"
+    ranks = ("phylum", "class", "order", "family")
+    write_predictions(path, ["one", "two"], scores, FAMILIES, rank="family", ranks=ranks)
+    catalogue = pl.DataFrame({"sampleid": ["one", "two"], "order": ["B", "B"], "family": ["B1", "B1"]})
+    found = bioscan.evaluate(path, catalogue, rank="order", ks=(1, 2))
+    assert found.metrics["top_1"]["micro"].value == 0  # named A and C
+    assert found.metrics["top_2"]["micro"].value == 1 / 2  # A B C, and C A B
+    assert bioscan.evaluate(path, catalogue, ks=(1, 2)).rank == "family"
+
+
+def test_homonyms_are_told_apart_by_the_ranks_above(tmp_path: Path) -> None:
+    names = [("Arthropoda", "Insecta", o, "Sp. 1") for o in ("Diptera", "Coleoptera")]
+    scores = np.array([[0.8, 0.2], [0.7, 0.3], [0.1, 0.9]], np.float32)
+    path = tmp_path / "p.parquet"
+    ranks = ("phylum", "class", "order", "family")
+    write_predictions(path, ["a", "b", "c"], scores, names, rank="family", ranks=ranks)
+    catalogue = pl.DataFrame({"sampleid": ["a", "b", "c"], "order": ["Diptera", "Coleoptera", "Coleoptera"]})
+    found = bioscan.evaluate(path, catalogue.with_columns(family=pl.lit("Sp. 1")), ks=(1,))
+    assert found.homonyms == ["Sp. 1"]
+    assert found.metrics["top_1"]["micro"].value == pytest.approx(2 / 3)
+    assert sorted(found.per_class["taxon"]) == [
+        "Sp. 1 (Arthropoda > Insecta > Coleoptera)",
+        "Sp. 1 (Arthropoda > Insecta > Diptera)",
+    ]
+
+
+def test_another_opinion_about_the_ranks_above_makes_no_error() -> None:
+    table = pl.DataFrame({"sampleid": ["a"], "order": ["Psocodea"], "family": ["Liposcelididae"]})
+    truth = pl.DataFrame({"sampleid": ["a"], "order": ["Psocoptera"], "family": ["Liposcelididae"]})
+    assert bioscan.evaluate(table, truth).metrics["top_1"]["micro"].value == 1
+
+
+def test_within_and_role_choose_the_specimens(by_hand: tuple[Path, Path]) -> None:
+    path, catalogue = by_hand
+    assert bioscan.evaluate(path, catalogue, within="Diptera").n == 2
+    assert bioscan.evaluate(path, catalogue, role="validation").n == 2
+    every = bioscan.evaluate(path, catalogue, experiment="none")
+    assert (every.experiment, every.role, every.n) == (None, None, 7)
+
+
+def test_image_files_are_the_key_where_sample_ids_are_absent(
+    by_hand: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, catalogue = by_hand
+    other = tmp_path / "other.csv"
+    other.write_text("image_file,order\na.jpg,Diptera\nb.jpg,Diptera\n")
+    found = bioscan.evaluate(other, catalogue, experiment=EXPERIMENT)
+    assert (found.key, found.n, found.metrics["top_1"]["micro"].value) == ("image_file", 2, 1.0)
+
+
+def test_other_roles_than_those_of_the_training_are_noticed(tmp_path: Path, run_bioscan: Bioscan) -> None:
+    catalogue, path = tmp_path / "catalogue.csv", tmp_path / "predictions.parquet"
+    catalogue.write_text(CATALOGUE)
+    frame = bioscan.read_metadata(catalogue)
+    digest = split_hash(frame["sampleid"], frame[EXPERIMENT])
+    scores = np.array([row or (np.nan,) * 4 for row in SCORES.values()], np.float32)
+    leaves = [lineage(o) for o in MODEL]
+    write_predictions(path, list(SCORES), scores, leaves, experiment=EXPERIMENT, split_hash=digest)
+    assert bioscan.evaluate(path, catalogue).same_split is True
+    assert bioscan.evaluate(path, catalogue, experiment="none").same_split is None
+    catalogue.write_text(CATALOGUE.replace("t.jpg,Diptera,train", "t.jpg,Diptera,test"))
+    assert bioscan.evaluate(path, catalogue).same_split is False
+    _, text, _ = run_bioscan("evaluate", path, catalogue)
+    assert "specimens that count here may have been trained on" in text
+
+
+# -- command line
+
+
+def test_the_text_says_what_was_counted_and_what_could_not_be(
+    by_hand: tuple[Path, Path], run_bioscan: Bioscan
+) -> None:
+    status, text, talk = run_bioscan("evaluate", *by_hand)
+    assert (status, talk) == (0, "")
+    lines = text.splitlines()
+    assert lines[0] == "small_insect_order, test: 5 specimens of 3 taxa at rank order"
+    assert "1 without an answer because the image failed: counted as errors" in lines
+    assert "1 of a taxon that the model cannot name: counted as errors" in lines
+    (top_1,) = (line.split() for line in lines if line.startswith("top_1 "))
+    assert top_1 == ["top_1", "0.4000", "0.1176–0.7693", "0.3333", top_1[4], "0.2000", "0.3333", "5", "3"]
+    assert any(line.startswith("not computable: top_5, top_10,") for line in lines)
+    assert any("mostly chance" in line for line in lines)
+
+
+def test_json_and_csv_hold_everything(
+    by_hand: tuple[Path, Path], tmp_path: Path, run_bioscan: Bioscan
+) -> None:
+    place, folder = tmp_path / "e.json", tmp_path / "csv"
+    status, text, _ = run_bioscan("evaluate", *by_hand, "-o", place, "--csv", folder, "--json", "--k", 1, 2)
+    assert status == 0
+    told = json.loads(text)
+    assert told == json.loads(place.read_text())
+    assert told["schema_version"] == 1
+    assert told["metrics"]["top_1"]["micro"]["value"] == 0.4
+    assert told["per_class"][0]["taxon"] == "Coleoptera"
+    assert {p.name for p in folder.iterdir()} == {
+        "metrics.csv",
+        "per_class.csv",
+        "confusion.csv",
+        "errors.csv",
+    }
+    table = pl.read_csv(folder / "metrics.csv")
+    assert table.columns == ["metric", "average", "value", "low", "high", "n", "classes"]
+    assert pl.read_csv(folder / "errors.csv")["sampleid"].to_list() == ["b", "e", "d"]
+
+
+def test_outputs_that_exist_stay_unless_told(
+    by_hand: tuple[Path, Path], tmp_path: Path, run_bioscan: Bioscan
+) -> None:
+    place = tmp_path / "e.json"
+    place.write_text("mine")
+    status, text, talk = run_bioscan("evaluate", *by_hand, "-o", place)
+    assert (status, text, place.read_text()) == (2, "", "mine")
+    assert "--overwrite" in talk
+    assert run_bioscan("evaluate", *by_hand, "-o", place, "--overwrite")[0] == 0
+    assert json.loads(place.read_text())["n"] == 5
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "rank": (["--rank", "famly"], "unknown rank 'famly'; did you mean 'family'"),
+    "rank that is not predicted": (
+        ["--rank", "family"],
+        "no column 'family'; they name phylum, class, order",
+    ),
+    "experiment": (["--experiment", "small_insect_ordr"], "did you mean 'small_insect_order'"),
+    "role": (["--role", "val"], "unknown role 'val'"),
+    "role without specimens": (["--experiment", "order"], "no specimen has role test in order"),
+    "role without experiment": (["--experiment", "none", "--role", "test"], "role test of which split"),
+    "within": (["--within", "Dipteraa"], "no record belongs to 'Dipteraa'; did you mean 'Diptera'"),
+    "k": (["--k", "0"], "k must be 1 or more"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_request_is_one_message(name: str, by_hand: tuple[Path, Path], run_bioscan: Bioscan) -> None:
+    flags, message = WRONG[name]
+    status, text, talk = run_bioscan("evaluate", *by_hand, *flags)
+    assert (status, text) == (2, "")
+    assert message in talk
+    assert talk.count("\n") == 1
+
+
+BAD: dict[str, tuple[str, str]] = {
+    "no key": ("name,order\na,Diptera\n", "no key column, sampleid or image_file"),
+    "no rank": ("sampleid,taxon_name\na,Diptera\n", "no column of names"),
+    "duplicates": ("sampleid,order\na,Diptera\na,Diptera\n", "sampleid occurs more than once: a"),
+    "no probability": ("sampleid,order,order_probability\na,Diptera,1.5\n", "order_probability of a is 1.5"),
+    "no overlap": ("sampleid,order\nzz,Diptera\n", "none of the 10 specimens is in the predictions"),
+    "no name": ("sampleid,order\nf,Diptera\n", "none of the 1 predicted specimens has a name at rank order"),
+    "empty": ("", "cannot be read as predictions"),
+    "header only": ("sampleid,order\n", "no rows"),
+    "another delimiter": ("sampleid;order\na;Diptera\n", "no key column"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_table_that_cannot_be_used_is_one_message(
+    name: str, by_hand: tuple[Path, Path], tmp_path: Path, run_bioscan: Bioscan
+) -> None:
+    content, message = BAD[name]
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    status, text, talk = run_bioscan("evaluate", path, by_hand[1], "-o", tmp_path / "out.json")
+    assert (status, text) == (2, "")
+    assert message in talk
+    assert talk.count("\n") == 1
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_truncated_parquet_is_one_message(by_hand: tuple[Path, Path], run_bioscan: Bioscan) -> None:
+    path, catalogue = by_hand
+    path.write_bytes(path.read_bytes()[:200])
+    status, _, talk = run_bioscan("evaluate", path, catalogue)
+    assert status == 2
+    assert "predictions.parquet: cannot be read as predictions" in talk
+
+
+def test_a_catalogue_without_the_models_experiment_says_the_way_out(
+    by_hand: tuple[Path, Path], tmp_path: Path, run_bioscan: Bioscan
+) -> None:
+    path, catalogue = by_hand
+    pl.read_csv(catalogue).drop(EXPERIMENT).write_csv(tmp_path / "bare.csv")
+    status, _, talk = run_bioscan("evaluate", path, tmp_path / "bare.csv")
+    assert status == 2
+    assert "--experiment none" in talk
+    assert run_bioscan("evaluate", path, tmp_path / "bare.csv", "--experiment", "none")[0] == 0
+
+
+def test_scores_that_lack_a_specimen_are_of_other_predictions(by_hand: tuple[Path, Path]) -> None:
+    path, catalogue = by_hand
+    place = path.with_name("predictions.scores.parquet")
+    footer = pl.read_parquet_metadata(place)
+    kept = {key: footer[key] for key in ("bioscan", "leaves")}
+    pl.read_parquet(place).filter(pl.col("sampleid") != "a").write_parquet(place, metadata=kept)
+    with pytest.raises(DataError, match=r"1 of the 5 specimens are not in it \(first: a\)"):
+        bioscan.evaluate(path, catalogue)
+
+
+def test_evaluation_needs_no_torch(by_hand: tuple[Path, Path]) -> None:
+    program = (
+        "import sys; from bioscan.app.cli import run\n"
+        f"status = run(['evaluate', {str(by_hand[0])!r}, {str(by_hand[1])!r}])\n"
+        "sys.exit(status or any(name in sys.modules for name in ('torch', 'timm', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_evaluation_is_frozen(by_hand: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*by_hand)
+    assert isinstance(found, Evaluation)
+    with pytest.raises(AttributeError):
+        found.n = 3  # type: ignore[misc]

@@ -1,0 +1,227 @@
+"""`bioscan train` and `bioscan predict` as a user meets them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from bioscan.data.predictions import read_predictions
+
+Paint = Callable[..., tuple[Path, Path]]
+RunBioscan = Callable[..., tuple[int, str, str]]
+
+THREE = {"Diptera": (10, 4, 2), "Coleoptera": (7, 3, 2), "Lepidoptera": (4, 2, 2)}
+SMALL = {
+    "--model": "test_byobnet",
+    "--image-size": "36",
+    "--crop-size": "32",
+    "--threads": "1",
+    "--epochs": "2",
+    "--batch-size": "8",
+}
+
+
+def small(*flags: object) -> list[object]:
+    """The flags of a quick run, the given ones in their place."""
+    return [*(a for pair in SMALL.items() if pair[0] not in flags for a in pair), *flags]
+
+
+@pytest.fixture
+def trained(paint: Paint, run_bioscan: RunBioscan, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Metadata, pictures, and a run on them."""
+    metadata, images = paint(THREE)
+    status, _, err = run_bioscan("train", metadata, images, "-o", tmp_path / "run", *small())
+    assert (status, err) == (0, "")
+    return metadata, images, tmp_path / "run"
+
+
+def test_train_says_what_it_learned_and_where_the_model_is(
+    paint: Paint, run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images = paint({**THREE, "not_classified": (2, 0, 0)})
+    status, out, err = run_bioscan("train", metadata, images, "-o", tmp_path / "run", *small())
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "test_byobnet, 3 taxa at rank order: 21 training, 9 validation specimens"
+    assert lines[1] == "left out: 2 with no name at rank order"
+    assert lines[2].startswith("kept epoch ")
+    assert [line.split(":")[0] for line in lines[3:6]] == [
+        "validation loss",
+        "validation micro_top_1",
+        "validation macro_top_1",
+    ]
+    assert lines[6] == f"model: {tmp_path / 'run' / 'model'}"
+
+
+def test_train_as_json(paint: Paint, run_bioscan: RunBioscan, tmp_path: Path) -> None:
+    status, out, _ = run_bioscan("train", *paint(THREE), "-o", tmp_path / "run", *small("--json"))
+    made = json.loads(out)
+    assert status == 0
+    assert made["schema_version"] == 1
+    assert (made["classes"], made["training"], made["epochs"]) == (3, 21, 2)
+    assert len(made["history"]) == 2
+
+
+def test_train_lists_images_that_cannot_be_read_and_exits_1(
+    paint: Paint, run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images = paint(THREE)
+    (images / "Diptera-train-2.jpg").write_bytes(b"")
+    status, out, err = run_bioscan("train", metadata, images, "-o", tmp_path / "run", *small())
+    assert status == 1
+    assert "model: " in out
+    assert err == (
+        "1 images could not be read (first: Diptera-train-2.jpg: empty file (insects/Diptera-train-2.jpg)); "
+        f"see {tmp_path / 'run' / 'failed.csv'}\n"
+    )
+
+
+def test_settings_are_layered_recipe_file_flags(
+    paint: Paint, run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('[train]\nlr = 0.02\nmomentum = 0.5\nweights = "hub"\n')
+    status, _, err = run_bioscan(
+        *("train", *paint(THREE), "-o", tmp_path / "run", *small("--recipe", "paper")),
+        *("--config", config, "--lr", 0.03, "--weights", "none", "--steps", 1, 2),
+    )
+    assert (status, err) == (0, "")
+    made = json.loads((tmp_path / "run/record.json").read_text())["settings"]
+    wanted = {
+        "lr": 0.03,  # flag over file
+        "weights": "none",  # flag over file and recipe
+        "momentum": 0.5,  # file over recipe
+        "optimizer": "sgd",  # recipe over default
+        "model": "test_byobnet",
+        "steps": [1, 2],
+        "focal_gamma": 2.0,  # default
+    }
+    assert {name: made[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--recipe", "papr"], "unknown recipe 'papr'; did you mean 'paper'"),
+        (["--model", "resnt18"], "unknown model 'resnt18'; did you mean 'resnet18'"),
+        (["--rank", "famly"], "unknown rank 'famly'; did you mean 'family'"),
+        (["--experiment", "large_insect_ordr"], "did you mean 'large_insect_order'"),
+        (["--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float'),
+        (["--optimizer", "adam"], '"adam"'),
+        (["--epoch", "3"], "--epoch"),
+        (["--resume"], "holds no run to resume"),
+        (["--config", "nowhere.toml"], "nowhere.toml: no such settings file"),
+    ],
+)
+def test_a_wrong_request_is_one_message_and_exit_2(
+    paint: Paint, run_bioscan: RunBioscan, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    status, out, err = run_bioscan("train", *paint(THREE), "-o", tmp_path / "run", *small(*flags))
+    assert (status, out) == (2, "")
+    assert err.startswith("bioscan train: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder_needs_overwrite(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan
+) -> None:
+    metadata, images, run = trained
+    status, _, err = run_bioscan("train", metadata, images, "-o", run, *small())
+    assert status == 2
+    assert "holds a finished run; choose another --output or pass --overwrite" in err
+    assert run_bioscan("train", metadata, images, "-o", run, *small("--overwrite"))[0] == 0
+
+
+def test_predict_then_evaluate(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images, run = trained
+    table = tmp_path / "p.parquet"
+    status, out, err = run_bioscan("predict", run, metadata, "--images", images, "-o", table)
+    assert (status, err) == (0, "")
+    assert out == f"15 of 15 specimens named\npredictions: {table}\n"
+    status, out, _ = run_bioscan("evaluate", table, metadata, "--json")
+    assert status == 0
+    assert json.loads(out)["n"] == 6
+
+
+def test_predict_lists_failures_and_exits_1(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images, run = trained
+    (images / "Diptera-test-1.jpg").unlink()
+    arguments = ("predict", run, metadata, "--images", images, "--role", "test", "--no-scores")
+    status, out, err = run_bioscan(*arguments, "-o", tmp_path / "p.csv")
+    assert status == 1
+    assert out.startswith("5 of 6 specimens named\n")
+    assert err == (
+        "1 of 6 pictures could not be read "
+        "(first: Diptera-test-1.jpg: not in the package (insects)); see the column 'error'\n"
+    )
+    assert read_predictions(tmp_path / "p.csv").filter(pl.col("error").is_not_null()).height == 1
+    assert not (tmp_path / "p.scores.parquet").exists()
+    status, out, _ = run_bioscan(*arguments, "-o", tmp_path / "q.csv", "--json")
+    assert status == 1
+    assert json.loads(out)["first_failed"] == [
+        {
+            "sampleid": "Diptera-test-1",
+            "image_file": "Diptera-test-1.jpg",
+            "error": "not in the package (insects)",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images", "none.zip"], "none.zip"),
+        (["--role", "tset"], "unknown role 'tset'; did you mean 'test'"),
+        (["-o", "p.xlsx"], "unknown form of predictions '.xlsx'"),
+    ],
+)
+def test_a_wrong_prediction_request_is_one_message_and_exit_2(
+    trained: tuple[Path, Path, Path],
+    run_bioscan: RunBioscan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    metadata, images, run = trained
+    given: dict[str, Any] = {
+        "-o": "p.csv",
+        "--images": images,
+        **dict(zip(flags[::2], flags[1::2], strict=True)),
+    }
+    status, out, err = run_bioscan("predict", run, metadata, *(a for pair in given.items() for a in pair))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert list(tmp_path.glob("p.*")) == []
+
+
+def test_the_real_photographs_train_and_are_named(
+    shared: Path, run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    insects = shared / "data/insects"
+    run, table = tmp_path / "run", tmp_path / "p.parquet"
+    status, out, _ = run_bioscan(
+        *("train", insects / "metadata.tsv", insects, "-o", run, *small("--epochs", 3, "--lr", 0.003)),
+        *("--within", "Lepidoptera", "--rank", "species"),
+    )
+    assert status == 0
+    assert "20 taxa at rank species: 694 training, 94 validation specimens" in out
+    status, out, _ = run_bioscan("predict", run, insects / "metadata.tsv", "--images", insects, "-o", table)
+    assert status == 0
+    assert out.startswith("306 of 306 specimens named")
+    made = read_predictions(table)
+    assert made["order"].unique().to_list() == ["Lepidoptera"]
+    status, out, _ = run_bioscan("evaluate", table, insects / "metadata.tsv", "--json")
+    scores = json.loads(out)
+    assert scores["n"] == 212
+    assert scores["metrics"]["top_1"]["micro"]["value"] > 0.1  # chance is 0.05
