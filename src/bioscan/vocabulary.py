@@ -10,7 +10,6 @@ from typing import Final, Literal, NamedTuple
 RANKS: Final = ("phylum", "class", "order", "family", "subfamily", "tribe", "genus", "species", "subspecies")
 """Taxonomic ranks from the root down. A BIN (`uri`) is no rank: BINs do not nest in species."""
 
-Role = Literal["train", "validation", "test", "no_split"]
 ROLES: Final = ("train", "validation", "test")
 NO_SPLIT: Final = "no_split"
 
@@ -99,4 +98,3 @@ GENETIC_CODE_5: Final = dict(
     )
 )
 """Codon -> amino acid, NCBI translation table 5 (invertebrate mitochondrial); * is stop."""
-STOP_CODONS: Final = tuple(codon for codon, amino in GENETIC_CODE_5.items() if amino == "*")

@@ -98,6 +98,12 @@ _STREAMS: Final = (
 )
 
 
+_UNGUARDED: Final = (
+    "a process that draws ended early: memory, or a script that calls synthesize outside of "
+    "`if __name__ == '__main__':`; workers=1 draws without other processes"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSettings:
     """What an artificial dataset follows from: equal settings give equal bytes, whatever the workers."""
@@ -175,6 +181,8 @@ def synthesize(
         RequestError: settings out of range; the folder exists, or is no artificial dataset.
     """
     out, settings = Path(out), settings or SynthesisSettings()
+    if (settings.workers or 1) > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RequestError(_UNGUARDED)  # in a process that draws, which has run the script that started it
     _refuse(out, overwrite)
     made = _Dataset.make(settings)
     with writing_folder(out, overwrite=overwrite) as folder:
@@ -554,10 +562,7 @@ def _drawn(jobs: Iterable[_Job], workers: int) -> Iterator[tuple[_Job, list[_Dra
             first, future = waiting.popleft()
             yield first, future.result()
     except BrokenProcessPool:
-        raise RequestError(
-            "a process that draws ended early: memory, or a script that calls synthesize outside of "
-            "`if __name__ == '__main__':`; workers=1 draws without other processes"
-        ) from None
+        raise RequestError(_UNGUARDED) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
