@@ -55,6 +55,12 @@ COLUMNS: Final = (
 )
 """The 28 columns of the BIOSCAN-1M metadata, in the order that we write them."""
 
+KEYS: Final = ("sampleid", "image_file")
+"""Columns that tell specimens apart, the first that a table has."""
+
+FOOTER: Final = "bioscan"
+"""Key of a Parquet footer that holds our JSON."""
+
 COLUMN_ALIASES: Final = {
     "dna_bin": "uri",
     "bin_uri": "uri",

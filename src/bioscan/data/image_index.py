@@ -23,12 +23,9 @@ from numpy.typing import NDArray
 from bioscan.data.hdf5_layout import image_datasets
 from bioscan.errors import BioscanError, DataError, RequestError, near
 from bioscan.files import writing
-from bioscan.vocabulary import HDF5_GROUP, IMAGE_FOLDER
+from bioscan.vocabulary import FOOTER, HDF5_GROUP, IMAGE_FOLDER
 
 VERSION: Final = 1
-FOOTER: Final = "bioscan"
-"""Key of the Parquet footer that holds our JSON."""
-
 EXTENSIONS: Final = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 """Which members are images, whatever the case of the letters."""
 _IMAGE: Final = r"(?i)\.(jpe?g|png|tiff?|bmp|webp|gif)$"

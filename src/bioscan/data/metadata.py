@@ -27,6 +27,8 @@ from bioscan.vocabulary import (
     COLUMN_ALIASES,
     COLUMNS,
     EXPERIMENTS,
+    FOOTER,
+    KEYS,
     MISSING,
     NO_SPLIT,
     NOT_CLASSIFIED,
@@ -35,11 +37,8 @@ from bioscan.vocabulary import (
     ROLES,
 )
 
-FOOTER: Final = "bioscan"
-"""Key of the Parquet footer that holds our JSON."""
 MARKERS: Final = "missing_markers"
 """Column of a catalogue: two bits per known column, which of `_forms` stood in the file."""
-KEYS: Final = ("sampleid", "image_file")
 
 _SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
 _JSON = (".jsonld", ".json")

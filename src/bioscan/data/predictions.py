@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 
 from bioscan.errors import DataError, RequestError, near, unknown
 from bioscan.files import refuse_existing, writing
-from bioscan.vocabulary import MISSING, RANKS
+from bioscan.vocabulary import FOOTER, KEYS, MISSING, RANKS
 
-KEYS: Final = ("sampleid", "image_file")
 FORMS: Final = (".parquet", ".csv")
-_FOOTER = "bioscan"
 _BATCH = 4_000_000
 """Probabilities read at a time."""
 _HELD = 64_000_000
@@ -149,7 +147,7 @@ class PredictionsWriter:
         if kind is not None:  # the parts stay, for the next try
             return
         if self._leaves is not None:
-            footer = {_FOOTER: json.dumps(self._record), "leaves": json.dumps(self._leaves)}
+            footer = {FOOTER: json.dumps(self._record), "leaves": json.dumps(self._leaves)}
             with writing(scores_place(self.path), overwrite=True) as partial:
                 rows = _rows_of(len(self._leaves))
                 self._gather("scores").sink_parquet(partial, metadata=footer, row_group_size=rows)
@@ -159,7 +157,7 @@ class PredictionsWriter:
             if self.path.suffix == ".csv":
                 self._gather("rows").sink_csv(partial)
             else:
-                self._gather("rows").sink_parquet(partial, metadata={_FOOTER: json.dumps(self._record)})
+                self._gather("rows").sink_parquet(partial, metadata={FOOTER: json.dumps(self._record)})
         shutil.rmtree(self._folder)
 
     def _gather(self, kind: str) -> pl.LazyFrame:
@@ -248,7 +246,7 @@ def read_scores(path: Path | str) -> Scores | None:
         keys = pl.read_parquet(place, columns=list(KEYS))
     if not isinstance(width, pl.Array) or width.size != len(leaves):
         raise DataError(f"{place}: {len(leaves)} leaves in the footer, but the scores are {width}")
-    if path.suffix == ".parquet" and json.loads(footer.get(_FOOTER, "{}")) != read_record(path):
+    if path.suffix == ".parquet" and json.loads(footer.get(FOOTER, "{}")) != read_record(path):
         raise DataError(f"{place}: not the scores of {path.name} (their records differ); predict again")
     return Scores(place, keys, leaves)
 
@@ -264,7 +262,7 @@ def read_record(path: Path | str) -> dict[str, Any]:
     if not place.is_file():
         return {}
     with _reading(place, "predictions"):
-        text = pl.read_parquet_metadata(place).get(_FOOTER)
+        text = pl.read_parquet_metadata(place).get(FOOTER)
         record: dict[str, Any] = json.loads(text) if text else {}
     return record
 

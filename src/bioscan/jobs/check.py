@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from bioscan.analysis import checks as analysis
 from bioscan.data.images import Images
 from bioscan.data.metadata import (
-    KEYS,
     key_of,
     read_footer,
     read_metadata,
@@ -22,7 +21,7 @@ from bioscan.data.metadata import (
 from bioscan.errors import DataError, RequestError, unknown
 from bioscan.files import refuse_existing
 from bioscan.jobs.split import as_catalogue, refuse_the_input
-from bioscan.vocabulary import RANKS
+from bioscan.vocabulary import KEYS, RANKS
 
 IMAGES, LOW_QUALITY = "images", "low_quality"
 CHECKS = (*analysis.CHECKS, IMAGES, LOW_QUALITY)

@@ -14,10 +14,10 @@ from bioscan.analysis import intervals, metrics
 from bioscan.analysis.splits import split_hash
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.analysis.taxonomy import within as rows_within
-from bioscan.data.metadata import KEYS, key_of, read_footer, read_metadata, scan_metadata
+from bioscan.data.metadata import key_of, read_footer, read_metadata, scan_metadata
 from bioscan.data.predictions import Scores, check_predictions, read_predictions, read_record, read_scores
 from bioscan.errors import DataError, RequestError, near, unknown
-from bioscan.vocabulary import RANKS, ROLES
+from bioscan.vocabulary import KEYS, RANKS, ROLES
 
 KS: Final = (1, 3, 5, 10)
 NO_EXPERIMENT: Final = "none"
