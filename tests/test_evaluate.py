@@ -340,6 +340,13 @@ def test_image_files_are_the_key_where_sample_ids_are_absent(
     assert (found.key, found.n, found.metrics["top_1"]["micro"].value) == ("image_file", 2, 1.0)
 
 
+def test_the_rank_is_the_deepest_that_names_something() -> None:
+    predictions = pl.DataFrame({"sampleid": ["a", "b"], "order": ["Diptera", None], "genus": [None, None]})
+    truth = pl.DataFrame({"sampleid": ["a", "b"], "order": ["Diptera"] * 2, "genus": ["Musca"] * 2})
+    found = bioscan.evaluate(predictions.cast(pl.String), truth)
+    assert (found.rank, found.n, found.counts["unnamed"]) == ("order", 2, 1)
+
+
 def test_other_roles_than_those_of_the_training_are_noticed(tmp_path: Path, run_bioscan: Bioscan) -> None:
     catalogue, path = tmp_path / "catalogue.csv", tmp_path / "predictions.parquet"
     catalogue.write_text(CATALOGUE)

@@ -237,7 +237,8 @@ def evaluate(
 def _rank(wanted: str | None, table: pl.DataFrame) -> str:
     present = [r for r in RANKS if r in table.columns]
     if wanted is None:
-        return present[-1]
+        named = [r for r in present if table[r].null_count() < table.height]
+        return (named or present)[-1]
     if wanted not in RANKS:
         raise unknown("rank", wanted, RANKS)
     if wanted not in present:
