@@ -12,7 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAMES = ("synthesis", "catalogue", "summary", "splits", "images", "loader", "evaluation")
+NAMES = (
+    "synthesis",
+    "catalogue",
+    "summary",
+    "splits",
+    "images",
+    "convert",
+    "resize",
+    "crops",
+    "loader",
+    "evaluation",
+)
 COLUMNS = ("work", "size", "value", "unit", "floor", "ratio", "bound", "peak_mb")
 
 

@@ -10,7 +10,7 @@ from bioscan.app.cli import VERBS
 SOURCE = Path(__file__).parents[1] / "src"
 README = Path(__file__).parents[1] / "README.md"
 
-GROUND = ("vocabulary", "errors", "config", "files")
+GROUND = ("vocabulary", "errors", "config", "files", "parallel")
 MAY_IMPORT = {
     "app": {"app", "jobs", "learn", "analysis", "data", "ground"},
     "jobs": {"jobs", "learn", "analysis", "data", "ground"},
@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": {"data", "ground"},
     "ground": {"ground"},
 }
-HEAVY = {"torch", "torchvision", "timm", "safetensors", "tensorboard"}
+HEAVY = {"torch", "torchvision", "timm", "transformers", "safetensors", "tensorboard"}
 PLOTTING = {"matplotlib", "seaborn", "plotly", "jinja2"}
 
 

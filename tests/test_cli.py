@@ -28,7 +28,7 @@ def run_process(*arguments: object, **more: object) -> "subprocess.CompletedProc
 
 
 def module_of(verb: str) -> str:
-    return f"bioscan.app.verbs.{'import_' if verb == 'import' else verb}"
+    return f"bioscan.app.verbs.{'import_' if verb == 'import' else verb.replace('-', '_')}"
 
 
 def present_verbs() -> list[str]:
@@ -123,8 +123,8 @@ for line in (["check", tsv], ["summary", "a.parquet"]):
 def test_a_module_lies_behind_every_verb() -> None:
     assert [verb for verb in VERBS if verb not in present_verbs()] == []
     folder = Path(__file__).parents[1] / "src/bioscan/app/verbs"
-    files = {path.stem.rstrip("_") for path in folder.glob("*.py")} - {"init", "__init"}
-    assert {f for f in files if not f.startswith("_")} == {*VERBS}
+    files = {path.stem.rstrip("_").replace("_", "-") for path in folder.glob("[!_]*.py")}
+    assert files == {*VERBS}
 
 
 def test_the_version_is_that_of_the_package(run_bioscan: Run) -> None:

@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,31 @@ def test_16_bit_grey_is_scaled_to_8_bits() -> None:
     assert decode(saved(Image.fromarray(grey), "TIFF"))[0, :, 1].tolist() == [0, 0, 1, 127, 255]
 
 
+def test_16_bit_colours_are_scaled_and_white_may_be_zero(
+    tmp_path: Path, oracle: Callable[[str], str]
+) -> None:
+    grey = np.array([[0, 65535, 2570]], np.uint16)
+    data = saved(Image.fromarray(grey), "TIFF", tiffinfo={0x0106: 0})
+    (tmp_path / "a.tif").write_bytes(data)
+    command = [oracle("convert-im6.q16"), str(tmp_path / "a.tif"), "-depth", "8", "gray:-"]
+    made = subprocess.run(command, capture_output=True, check=True).stdout
+    assert decode(data)[0, :, 0].tolist() == [*made] == [255, 0, 245]
+    colours = np.array([[[0, 0x1234, 0xFFFF], [0x8000, 0x00FF, 0x0100]]], ">u2")
+    body = zlib.compress(b"\0" + colours.tobytes())
+    assert decode(png(2, 1, body, bits=16))[0].tolist() == [[0, 0x12, 0xFF], [0x80, 0, 1]]
+
+
+@pytest.mark.parametrize("switches", [("-arithmetic",), ("-arithmetic", "-progressive"), ("-restart", "1")])
+def test_rare_codings_of_jpeg_give_the_pixels_of_djpeg(
+    switches: tuple[str, ...], oracle: Callable[[str], str]
+) -> None:
+    source = saved(picture(), "PPM")
+    data = subprocess.run([oracle("cjpeg"), *switches], input=source, capture_output=True, check=True).stdout
+    made = subprocess.run([oracle("djpeg"), "-ppm"], input=data, capture_output=True, check=True).stdout
+    with Image.open(io.BytesIO(made)) as image:
+        assert np.array_equal(decode(data), np.asarray(image))
+
+
 def test_transparent_parts_are_white() -> None:
     image = Image.new("RGBA", (3, 1), (200, 0, 0, 255))
     image.putpixel((1, 0), (200, 0, 0, 0))
@@ -119,6 +145,19 @@ def test_transparent_parts_are_white() -> None:
     palette.putpalette([9, 9, 9, 7, 7, 7])
     palette.putpixel((1, 0), 1)
     assert decode(saved(palette, "PNG", transparency=1))[0].tolist() == [[9, 9, 9], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_of_several_frames_or_pages_the_first_is_taken(form: str) -> None:
+    first = Image.new("RGB", (40, 30), (250, 0, 0))
+    others = [Image.new("RGB", (40, 30), (0, 250, 0)), Image.new("RGB", (40, 30), (0, 0, 250))]
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    data = saved(first, form, save_all=True, append_images=others, **lossless)
+    assert np.array_equal(decode(data), np.asarray(first))
+
+
+def test_the_name_says_nothing_of_the_kind() -> None:
+    assert np.array_equal(decode(saved(picture(), "PNG")), SMOOTH)  # all are named a.jpg
 
 
 def test_of_a_moving_picture_the_first_is_taken() -> None:
@@ -151,6 +190,33 @@ def test_pictures_stand_upright(form: str, mode: str, orientation: int) -> None:
 def test_a_broken_exif_block_turns_nothing(exif: bytes) -> None:
     block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     assert np.array_equal(decode(JPEG[:2] + block + JPEG[2:]), decode(JPEG))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "value"), [(3, "H2x"), (4, "L")])
+def test_the_orientation_may_be_a_short_or_a_long_number(order: str, kind: int, value: str) -> None:
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    exif = mark + struct.pack(f"{order}LHHHL{value}", 8, 1, 0x0112, kind, 1, 6)
+    block = b"Exif\0\0" + exif
+    segment = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
+    second = segment.replace(struct.pack(f"{order}{value}", 6), struct.pack(f"{order}{value}", 3))
+    assert np.array_equal(decode(JPEG[:2] + segment + second + JPEG[2:]), np.rot90(decode(JPEG), -1))
+
+
+def test_exif_that_cannot_be_read_does_not_cost_the_picture() -> None:
+    for exif in (b"", b"MM", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff" + bytes(range(200))):
+        data = saved(picture(), "PNG", exif=b"Exif\0\0" + exif)
+        assert np.array_equal(decode(data), SMOOTH)
+
+
+def test_a_huge_exif_block_is_passed_over() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    exif[0x927C] = bytes(60_000)
+    data = saved(picture(), exif=exif)
+    more = b"\xff\xe1\xff\xff" + b"Exif\0\0" + bytes(65_527)
+    assert np.array_equal(decode(data[:2] + more * 200 + data[2:]), decode(JPEG))  # the first counts
+    assert np.array_equal(decode(data), decode(JPEG)[::-1, ::-1])
 
 
 def test_a_smaller_jpeg_keeps_the_shorter_side_that_is_asked_for(
@@ -189,12 +255,137 @@ def test_a_jpeg_cut_anywhere_is_never_half_a_picture() -> None:
     assert decode(JPEG).shape == (75, 101, 3)
 
 
-def png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+@pytest.mark.parametrize(
+    ("mode", "form", "options"),
+    [
+        ("RGB", "JPEG", {"progressive": True}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("P", "GIF", {}),
+        ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("RGB", "WEBP", {"lossless": True}),
+        ("RGB", "BMP", {}),
+    ],
+)
+def test_a_file_cut_anywhere_gives_the_whole_picture_or_none(
+    mode: str, form: str, options: dict[str, Any]
+) -> None:
+    data = saved(picture(mode), form, **options)
+    whole = decode(data)
+    for end in [*range(0, 60, 3), *range(60, len(data), 97), *range(len(data) - 30, len(data))]:
+        try:
+            assert np.array_equal(decode(data[:end]), whole), end
+        except ImageError:
+            continue
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, body: bytes, *, bits: int = 8, before: bytes = b"") -> bytes:
+    """A PNG of colours with a compressed body, and chunks before that."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + before + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def png_header(width: int, height: int) -> bytes:
+    return png(width, height, zlib.compress(bytes(100)))
+
+
+def tiff(width: int, height: int, compression: int, body: bytes) -> bytes:
+    """A grey TIFF with one strip, which is said to be as long as can be."""
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, compression),
+        (262, 3, 1),
+        (273, 4, 134),
+        (277, 3, 1),
+        (278, 4, 0xFFFFFFFF),
+        (279, 4, 0xFFFFFFFF),
+    ]
+    entries = b"".join(struct.pack("<HHLL", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + bytes(12) + body
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes so often."""
+    data = saved(picture(), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that would fill the memory or take an hour if they were believed."""
+    zeros = zlib.compress(bytes(100_000_000), 9)
+    pixel = zlib.compress(bytes(4))
+    gif = bytearray(saved(Image.new("P", (4, 4)), "GIF"))
+    frame = gif.index(b"\x2c")
+    tiny, wide = bytearray(gif), bytearray(gif)
+    tiny[frame + 5 : frame + 9] = struct.pack("<HH", 65_000, 65_000)
+    wide[6:10] = struct.pack("<HH", 65_000, 65_000)
+    bmp, long = bytearray(saved(picture(), "BMP")), bytearray(JPEG)
+    bmp[18:26] = struct.pack("<ii", 99_999, 99_999)
+    at = long.index(b"\xff\xc0") + 5
+    long[at : at + 4] = struct.pack(">HH", 65_500, 65_500)
+    options = {"save_all": True, "append_images": [picture().rotate(90)], "lossless": True}
+    webp = bytearray(saved(picture(), "WEBP", **options))
+    canvas = webp.index(b"VP8X") + 12
+    webp[canvas : canvas + 6] = b"\xff\x3f\0\xff\x3f\0"
+    return {
+        "PNG of 100,000 x 100,000": png_header(100_000, 100_000),
+        "PNG, text": png(1, 1, pixel, before=chunk(b"zTXt", b"Comment\0\0" + zeros)),
+        "PNG, international text": png(1, 1, pixel, before=chunk(b"iTXt", b"C\0\1\0\0\0" + zeros)),
+        "PNG, profile": png(1, 1, pixel, before=chunk(b"iCCP", b"icc\0\0" + zeros)),
+        "JPEG of 65,500 x 65,500": bytes(long),
+        "JPEG of 10,000 scans": scans(10_000),
+        "GIF, large frame on a tiny canvas": bytes(tiny),
+        "GIF, large canvas": bytes(wide),
+        "BMP of 99,999 x 99,999": bytes(bmp),
+        "WebP, large canvas": bytes(webp),
+        "TIFF of 60,000 x 60,000": tiff(60_000, 60_000, 8, zeros),
+        "TIFF, strip of 4 GiB": tiff(9_000, 9_000, 1, bytes(500)),
+        "TIFF, packed strip of 4 GiB": tiff(9_000, 9_000, 8, zlib.compress(bytes(500))),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_bombs_are_refused_in_little_memory_and_time(tmp_path: Path) -> None:
+    for number, data in enumerate(bombs().values()):
+        (tmp_path / f"{number:02}").write_bytes(data)
+    program = f"""
+import pathlib, resource
+from bioscan.data.decode import decode_image
+from bioscan.errors import ImageError
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+for path in sorted(pathlib.Path({str(tmp_path)!r}).iterdir()):
+    try:
+        print(decode_image(path.read_bytes(), name="", place="").shape)
+    except ImageError:
+        print("refused")
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    *said, peak_kb = done.stdout.splitlines()
+    assert dict(zip(bombs(), said, strict=True)) == dict.fromkeys(bombs(), "refused")
+    assert int(peak_kb) < 300_000
+
+
+def test_progressive_jpegs_of_a_usual_number_of_scans_are_read() -> None:
+    assert decode(scans(1)).shape == (75, 101, 3)
+    assert refused(scans(100)).startswith("a progressive JPEG of more than 64 scans (1")
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 4002) + b"\xff\xda\0\2" * 1000
+    data = saved(picture(), progressive=True)
+    assert np.array_equal(decode(data[:2] + thumbnail + data[2:]), decode(data))  # no scans of this image
+
+
+def test_long_filling_and_rubbish_are_passed_over() -> None:
+    assert np.array_equal(decode(JPEG[:2] + b"\xff" * 20_000_000 + JPEG[2:]), decode(JPEG))
+    assert refused(JPEG[:2] + bytes(20_000_000) + JPEG[:90]) == "truncated JPEG"
 
 
 def test_a_header_that_promises_too_much_is_refused_before_decoding() -> None:

@@ -1,6 +1,7 @@
 """Packages: every image is found by name and comes back byte for byte, as the owner of its form gives it."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -16,11 +17,14 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bioscan.data import image_index
 from bioscan.data.image_index import index_path, load_index
-from bioscan.data.images import Images
+from bioscan.data.images import MAX_IMAGE_BYTES, Images
 from bioscan.errors import BioscanError, DataError, ImageError, RequestError
+from bioscan.vocabulary import FOOTER
 
 LAYOUT = "bioscan/images/cropped_256"
 
@@ -318,6 +322,233 @@ def test_damaged_packages_end_in_our_errors_only(tmp_path: Path) -> None:
                 package.read(row)
 
 
+# -- many archives
+
+
+def make_zips(where: Path, files: dict[str, bytes] = FILES) -> Path:
+    """One archive a part, as the original full-size photographs are published."""
+    where.mkdir()
+    for part in sorted({name.split("/")[0] for name in files}):
+        some = {f"{LAYOUT}/{name}": data for name, data in files.items() if name.startswith(f"{part}/")}
+        make_zip(where / f"bioscan_images_original_full_{part}.zip", some)
+    return where
+
+
+ARCHIVES = [f"bioscan_images_original_full_part{n}.zip" for n in (1, 2, 113)]
+
+
+@pytest.mark.parametrize("pattern", ["", "*.zip", "bioscan_*_part{1..2}*.zip", "bioscan_*_part[12]*.zip"])
+def test_many_archives_are_one_package_in_the_order_of_their_numbers(tmp_path: Path, pattern: str) -> None:
+    files = FILES | {f"part10/10_{i}.jpg": content(str(i)) for i in range(3)}
+    place = make_zips(tmp_path / "zips", files)
+    package = Images(place / pattern if pattern else place)
+    assert package.form == "zip"
+    expected = [ARCHIVES[0], ARCHIVES[1], ARCHIVES[1].replace("part2", "part10"), ARCHIVES[2]]
+    assert list(package.containers) == expected
+    assert package.index["container"].unique(maintain_order=True).to_list() == expected
+    assert read_all(package) == by_name(files)
+    assert package.place(0).startswith(f"{ARCHIVES[0]} @ ")
+    (row,) = package.find(["113_4.jpg"], [113])
+    assert package.file(row) == place / ARCHIVES[2]
+
+
+def test_a_pattern_may_name_each_archive_and_then_each_must_be_there(tmp_path: Path) -> None:
+    place = make_zips(tmp_path / "zips")
+    package = Images(place / "bioscan_images_original_full_part{1,113}.zip")
+    assert read_all(package) == by_name({n: d for n, d in FILES.items() if not n.startswith("part2/")})
+    with pytest.raises(RequestError, match=r"no such file: bioscan_images_original_full_part3\.zip; is the"):
+        Images(place / "bioscan_images_original_full_part{1..3}.zip")
+    with pytest.raises(RequestError, match="no file of this pattern"):
+        Images(place / "other*.zip")
+    with pytest.raises(RequestError, match="stands for more than 100,000 archives"):
+        Images(place / "x{0..999}{0..999}.zip")
+
+
+_NUMBERS = st.integers(0, 12).map(str) | st.integers(0, 12).map("{:03d}".format)
+_RANGES = st.tuples(_NUMBERS, _NUMBERS).map(lambda ends: f"{{{ends[0]}..{ends[1]}}}")
+_CHOICES = st.lists(st.sampled_from(["a", "b-1", ""]), min_size=2, max_size=3).map(
+    lambda c: f"{{{','.join(c)}}}"
+)
+
+
+@given(st.lists(st.sampled_from(["x-", ".tar", "/"]) | _RANGES | _CHOICES, max_size=4).map("".join))
+@settings(max_examples=60, deadline=None)
+def test_braces_mean_what_they_mean_to_webdataset(pattern: str) -> None:
+    braceexpand = pytest.importorskip("braceexpand")
+    assert list(image_index._expanded(pattern)) == list(braceexpand.braceexpand(pattern))
+
+
+def test_names_that_only_look_like_a_pattern_are_names(tmp_path: Path) -> None:
+    place = make_folder(tmp_path / "photos [2023] {a,b}")
+    assert read_all(Images(place)) == by_name(FILES)
+    zips = make_zips(tmp_path / "zips [2023]")
+    assert read_all(Images(zips / "*.zip")) == by_name(FILES)
+    assert (zips / "_.zip.index.parquet").is_file()
+
+
+@pytest.mark.parametrize("pattern", ["", "*.zip"])
+def test_the_index_of_many_is_made_again_when_one_changed_came_or_went(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_zips(tmp_path / "zips")
+    package = place / pattern if pattern else place
+    age(place)
+    listed = counting(monkeypatch)
+    first = Images(package)
+    listed.clear()
+    assert Images(package).index.equals(first.index)
+    assert listed == []
+    make_zip(place / ARCHIVES[1], {f"{LAYOUT}/part2/new.jpg": b"new"})
+    changed = Images(package)
+    assert "new.jpg" in changed
+    assert "2_0.jpg" not in changed
+    make_zip(place / "extra_part114.zip", {f"{LAYOUT}/part114/more.jpg": b"more"})
+    assert "more.jpg" in Images(package)
+    (place / ARCHIVES[0]).unlink()
+    assert "1_0.jpg" not in Images(package)
+    assert len({first.fingerprint, changed.fingerprint, Images(package).fingerprint}) == 3
+
+
+def test_several_kinds_of_archives_or_copies_of_one_are_refused(tmp_path: Path) -> None:
+    place = make_zips(tmp_path / "zips")
+    (place / "copy.zip").write_bytes((place / ARCHIVES[0]).read_bytes())
+    with pytest.raises(RequestError, match=r"every image of copy\.zip is in another archive too"):
+        Images(place)
+    (place / "copy.zip").unlink()
+    with h5py.File(place / "cropped_256.hdf5", "w") as file:
+        file["1.jpg"] = np.zeros(3, np.uint8)
+    with pytest.raises(
+        RequestError, match=r"several kinds \(bios\S*part1\.zip, cropped_256\.hdf5\); name one"
+    ):
+        Images(place)
+    (place / "photo.jpg").write_bytes(b"1")  # a folder with images is a folder of images
+    assert read_all(Images(place)) == {"photo.jpg": b"1"}
+
+
+def test_archives_of_two_published_packages_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("cropped_256", "original_256"):
+        make_zip(tmp_path / f"d/{name}.zip", {f"bioscan/images/{name}/part1/x.jpg": b"1"})
+    with pytest.raises(
+        RequestError, match=r"several packages in one \(.*cropped_256, .*original_256\); name"
+    ):
+        Images(tmp_path / "d")
+
+
+def test_many_archives_are_listed_by_processes_as_by_one(tmp_path: Path) -> None:
+    place = make_zips(tmp_path / "zips")
+    alone, together = Images(place, save_index=False), Images(place, save_index=False, workers=2)
+    assert together.index.equals(alone.index)
+    assert together.fingerprint == alone.fingerprint
+
+
+def open_files(inside: Path) -> int:
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum(os.path.exists(link) and link.resolve().is_relative_to(inside) for link in links)  # noqa: PTH110
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files")
+@pytest.mark.parametrize("threads", [1, 4])
+def test_few_archives_are_open_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr("bioscan.data.images._OPEN_FILES", 3)
+    files = {f"part{n}/{n}_{i}.jpg": content(f"{n}_{i}") for n in range(12) for i in range(4)}
+    package = Images(make_zips(tmp_path / "zips", files))
+    expected = by_name(files)
+    wrong: list[str] = []
+
+    def work(package: Images, seed: int) -> None:
+        for row in random.Random(seed).choices(range(len(package)), k=300):
+            if package.read(row) != expected[package.name(row)]:
+                wrong.append(package.name(row))
+
+    workers = [threading.Thread(target=work, args=(package, seed)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+    assert open_files(tmp_path) == 3
+    del package, workers, worker
+    gc.collect()
+    assert open_files(tmp_path) == 0
+
+
+def test_a_shard_carries_its_own_archives_alone_and_no_place_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_zips(tmp_path / "zips")
+    monkeypatch.chdir(tmp_path)
+    package = Images("zips/*.zip")
+    shard = package.take([12, 13, 1])
+    assert list(shard.containers) == [ARCHIVES[0], ARCHIVES[2]]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = pickle.loads(pickle.dumps(shard))
+    assert [again.read(row) for row in range(3)] == [
+        FILES[f"part{n}"] for n in ("113/113_2.jpg", "113/113_3.jpg", "1/1_1.jpg")
+    ]
+    assert [again.place(row) for row in range(3)] == [package.place(row) for row in (12, 13, 1)]
+
+
+def test_an_archive_that_was_replaced_is_noticed_among_many(tmp_path: Path) -> None:
+    place = make_zips(tmp_path / "zips")
+    package = Images(place)
+    make_zip(place / ARCHIVES[1], {"part2/2_0.jpg": b"other"})
+    assert package.read(0) == FILES["part1/1_0.jpg"]
+    with pytest.raises(DataError, match=r"part2\.zip changed after it was opened; open it again"):
+        package.read(5)
+
+
+# -- what lies in wait
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_nobody_waits_for_a_fifo(tmp_path: Path) -> None:
+    make_folder(tmp_path / "p", {"a.jpg": b"1"})
+    os.mkfifo(tmp_path / "p/fifo.jpg")
+    (tmp_path / "p/link.jpg").symlink_to(tmp_path / "p/fifo.jpg")
+    package = Images(tmp_path / "p")
+    assert package.left_out.select("name", "left_out").rows() == [("fifo.jpg", "special")]
+    assert read_all(package) == {"a.jpg": b"1", "link.jpg": b""}
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    make_folder(tmp_path / "p", {"a.jpg": b"1"})
+    with (tmp_path / "p/huge.jpg").open("wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    package = Images(tmp_path / "p")
+    (row,) = package.find(["huge.jpg"])
+    with pytest.raises(
+        ImageError, match=r"huge\.jpg: claims 1,073,741,825 bytes; no image over 1,073,741,824"
+    ):
+        package.read(row)
+
+
+def test_a_huge_array_of_nothing_is_not_made(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file.create_dataset("huge.jpg", (60_000, 60_000, 3), np.uint8, chunks=(100, 100, 3))
+    package = Images(tmp_path / "a.hdf5")
+    with pytest.raises(ImageError, match="claims 10,800,000,000 bytes"):
+        package.array(0)
+
+
+def test_what_was_left_out_is_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"part1/a.jpg": b"1", "part1/deep/../a.jpg": b"2", "b.txt": b"3", "__MACOSX/c.jpg": b"4"}
+    package = Images(make_zip(tmp_path / "a.zip", files | {".d.jpg": b"5", "x/part1/e.jpg/": b""}))
+    reasons = {"b.txt": "not an image", "__MACOSX/c.jpg": "hidden", ".d.jpg": "hidden"}
+    again = Images(tmp_path / "a.zip")
+    for images in (package, again):
+        assert dict(images.left_out.select("name", "left_out").rows()) == reasons
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("part1/a.jpg", b"6")
+    twice = Images(tmp_path / "a.zip")
+    assert twice.duplicates == 1
+    assert twice.left_out.filter(left_out="duplicate").select("name", "part").rows() == [("a.jpg", 1)]
+    assert twice.read(twice.find(["a.jpg"], [1])[0]) == b"1"
+
+
 # -- what is no package
 
 
@@ -405,6 +636,20 @@ def test_a_broken_index_is_made_again(tmp_path: Path, broken: bytes) -> None:
     assert read_all(Images(archive)) == by_name(FILES)
     pl.DataFrame({"x": [1]}).write_parquet(index_path(archive))
     assert read_all(Images(archive)) == by_name(FILES)
+
+
+@pytest.mark.parametrize("place", ["../secret.jpg", "/etc/secret.jpg", "part1/../../secret.jpg", None])
+def test_a_saved_index_leads_to_no_file_outside_of_the_package(tmp_path: Path, place: str | None) -> None:
+    folder, archive = make_folder(tmp_path / "p"), make_zip(tmp_path / "a.zip")
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    age(folder)
+    for package in (folder, archive):
+        Images(package)
+        saved = index_path(package)
+        footer = {FOOTER: pl.read_parquet_metadata(saved)[FOOTER]}
+        false = pl.read_parquet(saved).with_columns(container=pl.lit(place))
+        false.write_parquet(saved, metadata=footer)
+        assert read_all(Images(package)) == by_name(FILES)
 
 
 def test_a_place_that_cannot_be_written_to_is_no_obstacle(

@@ -1,4 +1,4 @@
-"""BIOSCAN-1M end to end: metadata, statistics, splits, images, training, predictions, evaluation.
+"""BIOSCAN-1M end to end: metadata, statistics, splits, images, crops, training, predictions, evaluation.
 
 The names below are the library; each is loaded when it is first used, so that `import bioscan` stays light.
 """
@@ -18,6 +18,18 @@ _NAMES = {
     "make_splits": "bioscan.analysis.splits",
     "Taxonomy": "bioscan.analysis.taxonomy",
     "Images": "bioscan.data.images",
+    "download": "bioscan.data.downloads",
+    "convert": "bioscan.jobs.convert",
+    "resize": "bioscan.jobs.resize",
+    "ResizeSettings": "bioscan.data.preprocess",
+    "crop": "bioscan.jobs.crop",
+    "CropSettings": "bioscan.data.preprocess",
+    "find_insect": "bioscan.data.localise",
+    "find_insects": "bioscan.data.localise",
+    "read_boxes": "bioscan.data.boxes",
+    "evaluate_crops": "bioscan.jobs.evaluate_crops",
+    "train_detector": "bioscan.jobs.train_detector",
+    "load_detector": "bioscan.learn.detection",
     "synthesize": "bioscan.data.synthesis",
     "SynthesisSettings": "bioscan.data.synthesis",
     "SpecimenDataset": "bioscan.learn.dataset",

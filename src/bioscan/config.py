@@ -115,7 +115,18 @@ def _typed(key: str, value: Any, hint: Any, source: str) -> Any:
     raise RequestError(f"{source}: '{key}' is {value!r}, expected {wanted}")
 
 
-PACKAGES = ("bioscan", "numpy", "polars", "pillow", "simplejpeg", "h5py", "torch", "timm")
+PACKAGES = (
+    "bioscan",
+    "numpy",
+    "polars",
+    "pillow",
+    "simplejpeg",
+    "h5py",
+    "opencv-python-headless",
+    "torch",
+    "timm",
+    "transformers",
+)
 
 
 def record(settings: object | None = None, **facts: Any) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def writing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise RequestError(f"{target} is a folder; name a file")
     with _partial(target) as partial:
         yield partial
-        _sync(partial)
+        sync(partial)
         partial.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -65,22 +65,38 @@ def writing_folder(target: Path, *, overwrite: bool = False, mark: str | None = 
             raise RequestError(f"{target} is a file; name a folder")
     with _partial(target, folder=True) as partial:
         yield partial
-        if target.is_dir() and not (mark and (target / mark).is_file()):
-            others = sorted({e.name for e in target.iterdir()} - {e.name for e in partial.iterdir()})
-            if others:
-                raise RequestError(f"{target} holds {others[0]}, which is not ours; choose another folder")
-        inside = [*partial.rglob("*"), partial]
-        if len(inside) > _MANY and hasattr(os, "sync"):
-            os.sync()  # one call is faster than thousands
-        else:
-            for path in inside:
-                _sync(path)
-        older = partial.with_suffix(".older.partial")
-        if target.exists():
-            target.replace(older)
-        partial.replace(target)
-        _remove(older)
-        _sync(target.parent)
+        put_folder(partial, target, mark=mark)
+
+
+def put_folder(made: Path, target: Path, *, mark: str | None = None) -> None:
+    """Put a finished folder of the same file system in the place of an older one, or where none was.
+
+    Raises:
+        RequestError: the older folder holds something else; see `writing_folder`.
+    """
+    if target.is_dir() and not (mark and (target / mark).is_file()):
+        others = sorted({e.name for e in target.iterdir()} - {e.name for e in made.iterdir()})
+        if others:
+            raise RequestError(f"{target} holds {others[0]}, which is not ours; choose another folder")
+    inside = [*made.rglob("*"), made]
+    if len(inside) > _MANY and hasattr(os, "sync"):
+        os.sync()  # one call is faster than thousands
+    else:
+        for path in inside:
+            sync(path)
+    older = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.older.partial")
+    if target.exists():
+        target.replace(older)
+    made.replace(target)
+    _remove(older)
+    sync(target.parent)
+
+
+def no_room(error: BaseException) -> str | None:
+    """What the system says where a disk, a quota or a file is full; None for any other error."""
+    said = re.search(r"(?:os error |errno = )(\d+)", str(error))  # Polars and HDF5 give it in words only
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    return os.strerror(number) if number in _NO_ROOM else None
 
 
 @contextlib.contextmanager
@@ -90,28 +106,31 @@ def _partial(target: Path, *, folder: bool = False) -> Iterator[Path]:
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _FRESH_S:
-                with _lock(left):
+                with locked(left):
                     _remove(left)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir() if folder else partial.touch(exist_ok=False)
         with contextlib.ExitStack() as held:
             with contextlib.suppress(OSError):  # a file system without locks: nobody will remove it then
-                held.enter_context(_lock(partial))
+                held.enter_context(locked(partial))
             yield partial
     except Exception as error:
-        said = re.search(r"\(os error (\d+)\)", str(error))  # Polars gives the number in words only
-        number = int(said[1]) if said else getattr(error, "errno", None)
-        if number in _NO_ROOM:
-            raise RequestError(f"{target}: {os.strerror(number)}; nothing was written") from None
+        if reason := no_room(error):
+            raise RequestError(f"{target}: {reason}; nothing was written") from None
         raise
     finally:
         _remove(partial)
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """A lock that ends with this process, however it ends; OSError where there is another or can be none."""
+def locked(path: Path) -> Iterator[int]:
+    """A lock on a file or folder that ends with this process, however it ends; the open handle.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: there can be none here.
+    """
     if sys.platform == "win32":
         raise OSError(errno.EOPNOTSUPP, "no locks on open files")
     import fcntl
@@ -119,7 +138,7 @@ def _lock(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield handle
     finally:
         os.close(handle)
 
@@ -131,7 +150,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold a file's or folder's content."""
     folder = path.is_dir()
     if folder and os.name == "nt":  # Windows cannot open a folder
         return

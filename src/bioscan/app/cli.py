@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 VERBS = {
+    "download": "Fetch the released files: resumed and verified.",
     "import": "Metadata (TSV, JSON-LD, CSV) into a catalogue.",
     "export": "A catalogue back as TSV, JSON-LD or CSV.",
     "check": "List what is wrong: taxonomy, keys, barcodes, pictures.",
     "mend": "Mend or drop what `check` lists, by named steps.",
     "summary": "Statistics: taxa, classes, BINs, barcodes, roles, figures.",
     "split": "Train, validation and test roles of the six experiments.",
+    "index": "What is in an image package: missing, surplus, twice.",
+    "convert": "An image package in another form, its images byte for byte.",
+    "resize": "A package at another size, the shorter side 256 pixels.",
+    "crop": "Find the insect, cut it out; boxes, lengths, doubtful ones.",
+    "train-detector": "Fine-tune DETR, RT-DETR or D-FINE on COCO boxes.",
+    "evaluate-crops": "Score boxes against a person's, as COCO does.",
     "train": "Train a classifier on a catalogue and its images.",
     "predict": "Name the specimens of a catalogue or of photographs.",
     "evaluate": "Score predictions: top-k, macro, F1, average-k, intervals.",
@@ -35,7 +42,8 @@ VERBS = {
 }
 """Verb -> one line of help, short enough for a terminal of 80 columns.
 
-The verb lives in `bioscan.app.verbs.<verb>` (`import` in `import_`) as `run`, whose docstring is its help.
+The verb lives in `bioscan.app.verbs.<verb>` (`import` in `import_`, `-` is `_`) as `run`, whose docstring is
+its help.
 """
 
 BUG = 70
@@ -73,7 +81,7 @@ def build(verb: str | None = None) -> "App":
         default_parameter=Parameter(show_default=_default),
     )
     for place, (name, line) in enumerate(VERBS.items()):
-        module = "import_" if name == "import" else name
+        module = "import_" if name == "import" else name.replace("-", "_")
         shown = None if name == verb else line
         app.command(
             f"bioscan.app.verbs.{module}:run", name=name, help=shown, sort_key=place, help_epilogue=""

@@ -3,13 +3,24 @@
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 Overwrite = Annotated[bool, Parameter(negative="", help="Replace the output if it exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 Seed = Annotated[int, Parameter(help="Seed of every random choice.")]
+Form = Annotated[
+    Literal["folder", "zip", "hdf5", "webdataset", "parquet"] | None,
+    Parameter(
+        help="Of the new package, where its ending does not say it; webdataset and parquet make a folder "
+        "of shards."
+    ),
+]
+Engine = Annotated[Literal["local", "ray"], Parameter(help="Processes of this machine, or a Ray cluster.")]
+Address = Annotated[str | None, Parameter(help="Of the Ray cluster: auto or HOST:PORT.")]
+Workers = Annotated[int | None, Parameter(help="Processes [default: one per core].")]
+Failures = Annotated[Path | None, Parameter(help="CSV of the images that failed.")]
 SettingsFile = Annotated[Path | None, Parameter(name="--config", help="TOML file with settings.")]
 
 

@@ -6,6 +6,7 @@ Specification 3.0, IV.A: versions 1 and 2); whatever they do not say simply (chu
 headers, links) is asked of h5py, and so are the first of each batch, to compare.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -25,7 +26,11 @@ SCHEMA: Final[dict[str, Any]] = {
     "encoding": pl.String,
     "height": pl.Int32,
     "width": pl.Int32,
+    "kind": pl.String,
 }
+
+_MOST_63: Final = (1 << 63) - 1
+_MOST_31: Final = (1 << 31) - 1
 
 _HEADER: Final = 512
 """Bytes read of each object header; those of plain datasets have under 300."""
@@ -47,11 +52,12 @@ class _Plain(NamedTuple):
 
 
 def image_datasets(file: Path, group: str, batch: int) -> Iterator[pl.DataFrame]:
-    """Batches of the group's datasets that can hold an image, as bytes or as pixels; columns of `SCHEMA`.
+    """Batches of the group's members, the images as bytes or as pixels; columns of `SCHEMA`.
 
-    Taken are 1-D uint8 and scalar fixed-length bytes (a file's bytes), and H x W x 3 uint8 (pixels). `offset`
-    is the place in the file. A dataset without one place (chunked, compressed, compact, external) has the
-    encoding `h5py`, its full name in `member`, and as offset that of its first chunk, for the storage order.
+    Images are 1-D uint8 and scalar fixed-length bytes (a file's bytes), and H x W x 3 uint8 (pixels);
+    whatever else the group holds has the `kind` `not an image`. `offset` is the place in the file. A dataset
+    without one place (chunked, compressed, compact, external) has the encoding `h5py`, its full name in
+    `member`, and as offset that of its first chunk, for the storage order.
 
     Args:
         file: The HDF5 file.
@@ -72,11 +78,12 @@ def image_datasets(file: Path, group: str, batch: int) -> Iterator[pl.DataFrame]
 
             def look(name: bytes, link: Any) -> None:
                 names.append(name)
-                places.append(link.u if link.type == h5py.h5l.TYPE_HARD else -1)
+                hard = link.type == h5py.h5l.TYPE_HARD and link.u + base <= end
+                places.append(link.u if hard else -1)
 
+            base, end = opened.userblock_size, file.stat().st_size
             inner = opened[group]
             inner.id.links.iterate(look, info=True)
-            base = opened.userblock_size
         yield pl.DataFrame(schema=SCHEMA)
         for start in range(0, len(names), batch):
             some = slice(start, start + batch)
@@ -112,6 +119,7 @@ def _batch(
             "encoding": np.where(pixels, "raw", "file"),
             "height": plain.height,
             "width": plain.width,
+            "kind": pl.Series([None] * len(text), dtype=pl.String),
         }
     ).with_columns(pl.when(pl.Series(pixels)).then(pl.col(c)).cast(pl.Int32) for c in ("height", "width"))
     frame = frame.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items())
@@ -121,38 +129,43 @@ def _batch(
         known = known[:0]
     asked = np.setdiff1d(np.arange(len(names)), known).tolist()
     answers = [_ask(h5py, group, names[i], places[i] < 0) for i in asked]
-    return frame[known].vstack(pl.DataFrame([a for a in answers if a], schema=SCHEMA, orient="row"))
+    return frame[known].vstack(pl.DataFrame(answers, schema=SCHEMA, orient="row"))
 
 
-def _ask(h5py: Any, group: Any, name: bytes, linked: bool) -> tuple[Any, ...] | None:
-    """A row of `SCHEMA` from h5py; None where the dataset holds no image."""
+def _ask(h5py: Any, group: Any, name: bytes, linked: bool) -> tuple[Any, ...]:
+    """A row of `SCHEMA` from h5py."""
+    text = name.decode("utf-8", "replace")
+    no_image = (text, None, None, None, None, None, None, None, "not an image")
     try:
         dataset = h5py.h5d.open(group.id, name)
     except (TypeError, KeyError, ValueError):  # a group, a named type, a dangling link
-        return None
+        return no_image
     kind, shape = dataset.get_type(), dataset.shape
     height = width = None
     if kind.get_class() == h5py.h5t.INTEGER and kind.equal(h5py.h5t.STD_U8LE):
         if len(shape) == 3 and shape[2] == 3:
             height, width = shape[0], shape[1]
         elif len(shape) != 1:
-            return None
-        size = int(np.prod(shape, dtype=np.int64))
+            return no_image
+        size = math.prod(shape)
     elif shape == () and (
         (kind.get_class() == h5py.h5t.STRING and not kind.is_variable_str())
         or kind.get_class() == h5py.h5t.OPAQUE
     ):
         size = kind.get_size()
     else:
-        return None
-    text = name.decode("utf-8", "replace")
+        return no_image
+    if max(shape, default=0) > _MOST_31 or size > _MOST_63:  # damaged: no image is that large
+        return no_image
     settings = dataset.get_create_plist()
     offset, length = dataset.get_offset(), dataset.get_storage_size()
     if offset is not None and length == size and not linked and settings.get_external_count() == 0:
-        return text, None, offset, length, size, "file" if height is None else "raw", height, width
+        place = min(offset, _MOST_63)
+        return text, None, place, length, size, "file" if height is None else "raw", height, width, None
     chunked = settings.get_layout() == h5py.h5d.CHUNKED
     first = dataset.get_chunk_info(0).byte_offset if chunked and dataset.get_num_chunks() else 0
-    return text, f"{group.name.rstrip('/')}/{text}", first, length, size, "h5py", height, width
+    place, length = min(first, _MOST_63), min(length, _MOST_63)
+    return text, f"{group.name.rstrip('/')}/{text}", place, length, size, "h5py", height, width, None
 
 
 def _plain_datasets(headers: NDArray[np.uint8]) -> _Plain:
@@ -206,5 +219,9 @@ def _plain_datasets(headers: NDArray[np.uint8]) -> _Plain:
     expected = np.where(is_text & (rank == 0), element, -1)
     expected = np.where(is_byte & (rank == 1), dimension[0], expected)
     expected = np.where(pixels, dimension[0] * dimension[1] * 3, expected)
-    understood &= (expected == length) & (offset >= 0)  # an address that is not given is all ones: negative
+    for side in dimension:  # one that is not possible could overflow to the right product
+        understood &= ~pixels | ((side >= 0) & (side <= _MOST_31))
+    understood &= (expected == length) & (length >= 0)
+    understood &= offset >= 0  # an address that is not given is all ones: negative
+    pixels &= understood
     return _Plain(understood, offset, length, dimension[0] * pixels, dimension[1] * pixels)

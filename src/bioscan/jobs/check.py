@@ -75,13 +75,13 @@ def check(
             raise unknown("check", name, CHECKS)
         _require_file(name, given)
     listed = read_list(low_quality) if low_quality is not None and LOW_QUALITY in looked else []
-    frame = _read(Path(metadata))
+    frame = read_records(Path(metadata))
     if LOW_QUALITY in looked:
-        _require_column(frame, "sampleid", metadata)
+        require_column(frame, "sampleid", metadata)
     found = [analysis.check(frame, [name for name in looked if name in analysis.CHECKS])]
     if images is not None and IMAGES in looked:
-        _require_column(frame, "image_file", metadata)
-        package, rows = _find(frame, images)
+        require_column(frame, "image_file", metadata)
+        package, rows = find_images(frame, images)
         surplus = np.setdiff1d(np.arange(package.index.height), rows)
         differences = analysis.image_differences(
             frame, pl.Series(rows), package.index["name"].gather(surplus)
@@ -134,7 +134,7 @@ def mend(
     refuse_the_input(output, metadata)
     refuse_existing(output, overwrite=overwrite)
     listed = read_list(low_quality) if low_quality is not None and DROP_LOW_QUALITY in steps else []
-    frame = _read(metadata, without="nucraw")
+    frame = read_records(metadata, without="nucraw")
     duplicated = frame[key_of(frame.columns)].is_duplicated().any()
     if duplicated and "drop_duplicate_keys" not in steps:
         raise DataError(f"{metadata} has duplicate keys; add the step drop_duplicate_keys")
@@ -168,11 +168,11 @@ def _mended(
     frame: pl.DataFrame, step: str, metadata: Path, images: Path | str | None, listed: list[str]
 ) -> tuple[pl.DataFrame, int]:
     if step == DROP_LOW_QUALITY:
-        _require_column(frame, "sampleid", metadata)
+        require_column(frame, "sampleid", metadata)
         kept = frame.filter(~pl.col("sampleid").is_in(listed))
     elif step == DROP_MISSING_IMAGES and images is not None:
-        _require_column(frame, "image_file", metadata)
-        kept = frame.filter(_find(frame, images)[1] >= 0)
+        require_column(frame, "image_file", metadata)
+        kept = frame.filter(find_images(frame, images)[1] >= 0)
     else:
         return analysis.STEPS[step](frame)
     return kept, frame.height - kept.height
@@ -217,7 +217,7 @@ def _read_xlsx(path: Path) -> pl.DataFrame:
     return sheet.to_polars()
 
 
-def _read(metadata: Path, *, without: str = "") -> pl.DataFrame:
+def read_records(metadata: Path, *, without: str = "") -> pl.DataFrame:
     """The columns that checks and steps look at, as far as the metadata have them."""
     known = scan_metadata(metadata).collect_schema().names() if metadata.suffix == ".parquet" else None
     if known is None:  # reading the file is the only way to its columns
@@ -226,9 +226,9 @@ def _read(metadata: Path, *, without: str = "") -> pl.DataFrame:
     return read_metadata(metadata, [c for c in _CHECKED if c in known and c != without])
 
 
-def _find(frame: pl.DataFrame, images: Path | str) -> tuple[Images, NDArray[np.int64]]:
+def find_images(frame: pl.DataFrame, images: Images | Path | str) -> tuple[Images, NDArray[np.int64]]:
     """The package, and the place of each record's image in it (-1: not there)."""
-    package = Images(images)
+    package = images if isinstance(images, Images) else Images(images)
     parts = frame["chunk_number"] if "chunk_number" in frame.columns else None
     return package, package.find(frame["image_file"], parts)
 
@@ -239,7 +239,8 @@ def _require_file(name: str, given: dict[str, Path | str | None]) -> None:
         raise RequestError(f"{name} needs {flag}")
 
 
-def _require_column(frame: pl.DataFrame, column: str, metadata: Path | str) -> None:
+def require_column(frame: pl.DataFrame, column: str, metadata: Path | str) -> None:
+    """Raise a RequestError where records have no such column."""
     if column not in frame.columns:
         raise RequestError(f"{metadata} has no column '{column}'")
 

@@ -6,7 +6,6 @@ travels to the workers with the specimen's number, so that neither workers nor t
 
 import contextlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bioscan.errors import DataError, ImageError
 from bioscan.learn.augmentation import DRAWS, Augmentation, random_crop
 from bioscan.learn.dataset import SpecimenDataset, central_crop
+from bioscan.parallel import cores
 
 
 class Sample(NamedTuple):
@@ -180,8 +180,7 @@ class Loader:
 
 def default_workers() -> int:
     """Loader processes where none are asked for: none on two cores, else one core is left to the network."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if cores <= 2 else min(8, cores - 1)
+    return 0 if cores() <= 2 else min(8, cores() - 1)
 
 
 def fits_in_memory(images: int, image_size: int, cache_mb: int) -> bool:

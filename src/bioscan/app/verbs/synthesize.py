@@ -1,6 +1,5 @@
 """`bioscan synthesize`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from bioscan.app import output as out
 from bioscan.app.flags import Json, Overwrite, SettingsFile, flags_of
 from bioscan.config import layered
 from bioscan.data.synthesis import SynthesisSettings, synthesize
+from bioscan.parallel import cores
 from bioscan.vocabulary import RANKS
 
 Flags = flags_of(SynthesisSettings)
@@ -33,9 +33,8 @@ def run(
     Args:
         folder: New folder for everything.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = layered(
-        SynthesisSettings, recipe={"workers": cores}, file=config, table="synthesize", flags=settings
+        SynthesisSettings, recipe={"workers": cores()}, file=config, table="synthesize", flags=settings
     )
     unit = "pictures" if chosen.images else "rows"
     with out.progress("synthesizing", unit) as progress:
