@@ -84,7 +84,8 @@ def test_results_come_as_they_end_from_as_many_processes_as_were_asked_for(tmp_p
 
 def test_one_worker_is_this_process() -> None:
     assert dict(map_shards(partial(meet, Path("/nowhere")), [], workers=1)) == {}
-    assert {process for _, process in map_shards(whoami, range(3), workers=1)} == {os.getpid()}
+    for workers in (1, None):
+        assert {process for _, process in map_shards(whoami, range(3), workers=workers)} == {os.getpid()}
     assert cores() >= 1
 
 

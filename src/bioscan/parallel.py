@@ -61,8 +61,8 @@ def map_shards(
         function: Can be pickled (a function of a module, or `functools.partial` of one).
         shards: What it is called with; can be pickled.
         engine: `local` processes, or `ray`, where each node needs this package and the same files.
-        workers: Shards at work at a time; None: one per core that this process may use, or two per core of
-            the Ray cluster. 1 (local) works in this process.
+        workers: Shards at work at a time; None: one, or two per core of the Ray cluster. 1 (local) works in
+            this process; more need a script with the usual `if __name__ == "__main__":`.
         address: Of the Ray cluster: `auto`, `HOST:PORT`; None: that of RAY_ADDRESS, or a cluster of this
             machine alone, for as long as the work lasts.
         retries: How often a shard is done again when its worker died.
@@ -81,7 +81,7 @@ def map_shards(
         return _on_ray(function, shards, workers, address, retries)
     if address is not None:
         raise RequestError("an address is that of a Ray cluster: add --engine ray")
-    crew = workers or cores()
+    crew = workers or 1
     if isinstance(shards, Sized):
         crew = min(crew, len(shards))
     if crew <= 1:

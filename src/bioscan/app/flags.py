@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from bioscan.parallel import cores
+
 Overwrite = Annotated[bool, Parameter(negative="", help="Replace the output if it exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 Seed = Annotated[int, Parameter(help="Seed of every random choice.")]
@@ -40,3 +42,11 @@ def flags_of(settings: type[Any]) -> type[Any]:
     made = dataclasses.make_dataclass(f"{settings.__name__}Flags", fields, frozen=True, kw_only=True)
     made.__module__ = settings.__module__
     return made
+
+
+def crew(workers: int | None, engine: str) -> int | None:
+    """The workers asked for, else one per core; a Ray cluster decides for itself.
+
+    On the command line this is the usual thing; in Python one works in one's own process unless told.
+    """
+    return cores() if workers is None and engine == "local" else workers

@@ -146,7 +146,7 @@ def load_index(
     *,
     save: bool = True,
     engine: str = "local",
-    workers: int | None = 1,
+    workers: int | None = None,
     address: str | None = None,
 ) -> PackageIndex:
     """The index of a package: the saved one where it still holds, else made now and saved.
@@ -158,7 +158,7 @@ def load_index(
             `{000..012}`, `{a,b}`).
         save: Save it.
         engine: Where many archives are listed, as for `parallel.map_shards`.
-        workers: Processes that list many archives; None: one a core.
+        workers: Processes that list many archives, as for `parallel.map_shards`.
         address: Of the cluster.
 
     Raises:

@@ -86,7 +86,7 @@ class Images:
             archives of one kind, or a pattern of them (`shards/{000..012}.tar`, `parts/*.zip`).
         save_index: Save the index beside the package, for the next time.
         engine: Where many archives are listed, as for `parallel.map_shards`.
-        workers: Processes that list many archives; None: one a core.
+        workers: Processes that list many archives, as for `parallel.map_shards`.
         address: Of the cluster.
 
     Attributes:
@@ -111,7 +111,7 @@ class Images:
         *,
         save_index: bool = True,
         engine: str = "local",
-        workers: int | None = 1,
+        workers: int | None = None,
         address: str | None = None,
     ) -> None:
         made = load_index(Path(path), save=save_index, engine=engine, workers=workers, address=address)

@@ -142,7 +142,7 @@ def crop(
         threshold: Of a learned detector: score below which there is no specimen; None: its own.
         device: Of a learned detector.
         engine: `local` or `ray`.
-        workers: Processes; None: one per core, for a learned detector this one alone.
+        workers: As for `parallel.map_shards`; each has its own learned detector.
         address: Of the Ray cluster.
         overwrite: Replace the target and the box table.
         progress: Called as `progress(done, total)`.
@@ -167,7 +167,6 @@ def crop(
         fingerprint = sha256(Path(boxes))
     elif detector != CLASSICAL:
         fingerprint = _fingerprint(Path(detector))
-        workers = workers or (1 if engine == "local" else None)
     step = CropStep(
         detector=detector if detector == CLASSICAL else str(Path(detector).resolve()),
         fingerprint=fingerprint,

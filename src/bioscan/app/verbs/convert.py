@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bioscan.app import output as out
 from bioscan.app.failures import refuse_failures, tell_failures, write_failures
-from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, Workers
+from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, Workers, crew
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
             quality=quality,
             engine=engine,
             address=address,
-            workers=workers,
+            workers=crew(workers, engine),
             overwrite=overwrite,
             progress=progress,
             finish=lambda bulk: write_failures(failures, bulk.failed),

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from bioscan.app import output as out
 from bioscan.app.failures import tell_failures, write_failures
-from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, flags_of
+from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, crew, flags_of
 from bioscan.config import layered
 from bioscan.data.packages import package_name
 from bioscan.data.preprocess import CropSettings, ResizeSettings
@@ -126,7 +126,7 @@ def run(
             device=device,
             engine=engine,
             address=address,
-            workers=workers,
+            workers=crew(workers, engine) if detector == "classical" or boxes else workers,
             overwrite=overwrite,
             progress=progress,
             finish=finish,

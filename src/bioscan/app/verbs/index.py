@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from bioscan.app import output as out
-from bioscan.app.flags import Address, Engine, Json, Overwrite, Workers
+from bioscan.app.flags import Address, Engine, Json, Overwrite, Workers, crew
 
 if TYPE_CHECKING:
     from bioscan.jobs.index import Contents
@@ -57,7 +57,7 @@ def run(
             hash=hash,
             output=output,
             engine=engine,
-            workers=workers,
+            workers=crew(workers, engine),
             address=address,
             overwrite=overwrite,
             progress=progress,

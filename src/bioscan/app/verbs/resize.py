@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from bioscan.app import output as out
 from bioscan.app.failures import refuse_failures, tell_failures, write_failures
-from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, Workers, flags_of
+from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, Workers, crew, flags_of
 from bioscan.config import layered
 from bioscan.data.preprocess import ResizeSettings
 
@@ -53,7 +53,7 @@ def run(
             form=form,
             engine=engine,
             address=address,
-            workers=workers,
+            workers=crew(workers, engine),
             overwrite=overwrite,
             progress=progress,
             finish=lambda bulk: write_failures(failures, bulk.failed),
