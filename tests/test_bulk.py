@@ -505,15 +505,50 @@ def test_source_and_target_must_not_hold_each_other(tmp_path: Path, monkeypatch:
     images = Images(photos, save_index=False)
     monkeypatch.chdir(photos)
     for target, why in (
-        (photos, "same package"),
-        (tmp_path / "link", "same package"),
-        (Path(), "same package"),
+        (photos, "is the source"),
+        (tmp_path / "link", "is the source"),
+        (Path(), "is the source"),
         (photos / "out.zip", "lies in the source"),
         (tmp_path / "all", "holds the source"),
     ):
         with pytest.raises(RequestError, match=why):
             run(images, target, form=None, overwrite=True)
     assert [p.name for p in photos.iterdir()] == ["1.jpg"]
+
+
+def test_a_link_to_a_folder_stays_and_what_it_leads_to_is_filled(
+    source: Images, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "there/out").mkdir(parents=True)
+    (tmp_path / "new").mkdir()
+    for place in ("there", "new"):  # a folder of that name, and none yet
+        link = tmp_path / f"to {place}/out"
+        link.parent.mkdir()
+        link.symlink_to(tmp_path / place / "out")
+        with pytest.raises(ZeroDivisionError):
+            run(source, link, function=broken_at_50)
+        assert (tmp_path / place / ".out.unfinished").is_dir()
+        assert run(source, link).resumed == 7
+        for _ in range(2):
+            assert (link.is_symlink(), digest(tmp_path / place / "out")) == (True, undisturbed["out"])
+            run(source, link, overwrite=True)
+        assert [p.name for p in (*link.parent.iterdir(), *(tmp_path / place).iterdir())] == ["out", "out"]
+
+
+def test_a_folder_in_use_is_refused_before_the_work(
+    source: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for target, why in (
+        (Path(), "current folder"),
+        (tmp_path, "current folder"),
+        (Path("/"), "holds the source"),
+        (Path("/dev"), "mount point"),
+    ):
+        with pytest.raises(RequestError, match=why):
+            run(source, target, function=broken_at_50, form="folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
 
 def test_finish_is_called_before_the_work_folder_goes_and_again_after_a_kill(

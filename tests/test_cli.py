@@ -305,3 +305,21 @@ def test_progress_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFi
     with out.progress("reading") as update:
         update(1, 2, loss=0.5)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "\r", "\x9b31m", "\u202e", "\u2066", "\u2028", "\udcff"])
+def test_what_a_terminal_would_act_on_is_spelled_out(odd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out.say(f"a{odd}\nKäfer – 漢字")
+    out.show(f"a{odd}\nKäfer – 漢字")
+    spelled = f"a{ascii(odd)[1:-1]}\nKäfer – 漢字\n"
+    assert capsys.readouterr() == (spelled, spelled)
+    text = out.to_json({"name": f"{odd}\nKäfer"})
+    assert text.replace("\n", "").isprintable()
+    assert "Käfer" in text
+    assert json.loads(text)["name"] == f"{odd}\nKäfer"
+
+
+def test_a_name_is_on_one_line_and_a_long_one_keeps_its_ends() -> None:
+    assert out.printable("a\nb\tc") == r"a\nb\tc"
+    assert out.printable("a" * 10 + "b" * 10, 8) == "aaa…bbbb"
+    assert out.printable("a" * 8, 8) == "a" * 8

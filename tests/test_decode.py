@@ -5,6 +5,7 @@ import random
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -463,6 +464,19 @@ def test_damaged_files_of_all_kinds_are_decoded_or_refused() -> None:
         )
     ]
     assert min(hammer(sources, 1_000)) > 50
+
+
+def test_a_checksum_is_compared_when_asked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jpg", JPEG)
+    whole = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(
+        whole.replace(b"JFIF\0\1\1", b"JFIF\0\1\2", 1)
+    )  # the version: it decodes
+    package = Images(tmp_path / "a.zip")
+    assert np.array_equal(read_rgb(package, 0), decode(JPEG))
+    with pytest.raises(ImageError, match=r"^a\.jpg: damaged: its checksum is another one"):
+        read_rgb(package, 0, checked=True)
 
 
 def test_a_package_names_the_image_that_cannot_be_decoded(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from bioscan.errors import RequestError, near, require, unknown
-from bioscan.files import refuse_existing, sha256, writing, writing_folder
+from bioscan.files import refuse_existing, refuse_unwritable, sha256, writing, writing_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -110,9 +110,40 @@ def test_an_empty_folder_may_be_filled_and_a_file_is_not_replaced_by_a_folder(tm
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     with writing_folder(tmp_path / "link", overwrite=True, mark="a") as partial:
         (partial / "b").write_text("b")
-    assert names(tmp_path / "empty") == ["a"]  # what the link pointed to is not touched
-    assert names(tmp_path / "link") == ["b"]
-    assert not (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "empty") == ["b"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_the_current_folder_those_around_it_and_mount_points_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (Path(), Path(".."), tmp_path / "here", tmp_path, Path("/")):
+        with pytest.raises(RequestError, match="is the current folder, or holds it"), writing_folder(folder):
+            pytest.fail("the block runs")
+    with writing_folder(Path("inner")) as partial:
+        (partial / "a").write_text("a")
+    assert names(Path("inner")) == ["a"]
+    with (
+        pytest.raises(RequestError, match="/dev is a mount point, which cannot be replaced"),
+        writing_folder(Path("/dev"), overwrite=True),
+    ):
+        pytest.fail("the block runs")
+
+
+def test_a_place_that_cannot_be_written_to_is_known_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refuse_unwritable(tmp_path / "file")
+    refuse_unwritable(tmp_path / "new/folder/a.txt")
+    for target, why in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "file/a.txt", f"cannot be written: {tmp_path / 'file'}: Not a directory"),
+        (Path("/proc/none/a.txt"), "cannot be written: /"),
+    ):
+        with pytest.raises(RequestError, match=why):
+            refuse_unwritable(target)
+    assert names(tmp_path) == ["file"]
 
 
 FULL = "nothing was written"

@@ -447,6 +447,39 @@ def open_files(inside: Path) -> int:
     return sum(os.path.exists(link) and link.resolve().is_relative_to(inside) for link in links)  # noqa: PTH110
 
 
+def test_links_that_lead_nowhere_are_told_by_the_reader(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/good.jpg").write_bytes(b"1")
+    (tmp_path / "p/itself.jpg").symlink_to("itself.jpg")
+    (tmp_path / "p/nowhere.jpg").symlink_to("/nowhere")
+    package = Images(tmp_path / "p")
+    for name, reason in {"itself": "too many levels", "nowhere": "no such file"}.items():
+        with pytest.raises(ImageError, match=reason):
+            package.read(package.find([f"{name}.jpg"])[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="no read at a place")
+def test_an_archive_is_not_closed_while_it_is_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number would be that of the archive opened next, and another image's bytes would come."""
+    monkeypatch.setattr("bioscan.data.images._OPEN_FILES", 1)
+    files = {f"part{n}/{n}.jpg": content(f"{n}") for n in range(3)}
+    package = Images(make_zips(tmp_path / "zips", files))
+    package.read(0)
+    read = os.pread
+
+    def late(handle: int, length: int, place: int) -> bytes:
+        """What other threads may do between a look at the number and the reading."""
+        monkeypatch.setattr(os, "pread", read)
+        for row in (1, 2):
+            package.read(row)
+        return read(handle, length, place)
+
+    monkeypatch.setattr(os, "pread", late)
+    assert package.read(0) == by_name(files)[package.name(0)]
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no list of open files")
 @pytest.mark.parametrize("threads", [1, 4])
 def test_few_archives_are_open_at_a_time(

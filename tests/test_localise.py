@@ -28,7 +28,7 @@ from bioscan.data.localise import (
 )
 from bioscan.data.localise_curves import KNOTS, NEAR_CURVES, PIXEL_CURVES, REGION_CURVES
 from bioscan.data.synthesis_pictures import HEIGHT, PLANS, TRAITS, WIDTH, Studio, Subject, plate_light
-from bioscan.errors import MissingExtraError
+from bioscan.errors import MissingExtraError, RequestError
 
 pytest.importorskip("cv2")
 
@@ -115,6 +115,18 @@ def test_empty_wells_hold_nothing() -> None:
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 205, 210), (120, 60, 20), (0, 255, 0)])
 def test_a_picture_of_one_colour_holds_nothing(colour: tuple[int, int, int]) -> None:
     assert find_insect(np.full((256, 341, 3), colour, np.uint8)).kind == "none"
+
+
+def test_other_pixels_are_refused() -> None:
+    for wrong in (
+        np.zeros((40, 40), np.uint8),
+        np.zeros((40, 40, 4), np.uint8),
+        np.zeros((0, 40, 3), np.uint8),
+        np.zeros((40, 40, 3), np.float32),
+        None,
+    ):
+        with pytest.raises(RequestError, match="takes an H x W x 3 array of uint8"):
+            find_insect(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("deviation", [1, 4, 12, 30])

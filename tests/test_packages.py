@@ -94,6 +94,10 @@ def test_the_form_follows_from_the_ending_or_is_named() -> None:
     assert {name: form_of(Path(name)) for name in endings} == endings
     assert form_of(Path("photos.v2")) == "folder"
     assert form_of(Path("shards"), "webdataset") == "webdataset"
+    for name in ("x.rar", "x.7z", "a.JPG", "x.tar.gz", "x.tgz", "x.tar.zst"):
+        with pytest.raises(RequestError, match=r"no package is written as \.\w+; known are \.zip, "):
+            form_of(Path(name))
+        assert form_of(Path(name), "folder") == "folder"
     with pytest.raises(RequestError, match="unknown form 'zp'; did you mean 'zip'"):
         form_of(Path("a"), "zp")
     with pytest.raises(RequestError, match=r"a\.zip: the name is that of a package of form zip, not hdf5"):

@@ -109,6 +109,46 @@ def test_links_and_devices_are_no_images(tmp_path: Path) -> None:
     assert dict(images.left_out.select("name", "left_out").rows()) == kinds
 
 
+@pytest.mark.parametrize("form", ["v7", "gnu", "ustar", "posix"])
+def test_hard_links_as_tar_packs_them_are_images(
+    tmp_path: Path, form: str, oracle: Callable[[str], str]
+) -> None:
+    """GNU tar stores the first name of a file, whichever it comes across first, and links for the others."""
+    folder = tmp_path / "part1"
+    folder.mkdir()
+    names = ["a.jpg", "b.jpg", "c.jpg"] + ([] if form in ("v7", "ustar") else [f"{'long' * 40}.jpg"])
+    (folder / names[0]).write_bytes(b"one file")
+    (folder / "z.jpg").write_bytes(b"another")
+    for name in names[1:]:
+        (folder / name).hardlink_to(folder / names[0])
+    subprocess.run([oracle("tar"), f"--format={form}", "-cf", "a.tar", "./part1"], cwd=tmp_path, check=True)
+    images = Images(tmp_path / "a.tar")
+    assert read_all(images) == {"z.jpg": b"another"} | dict.fromkeys(names, b"one file")
+    assert images.left_out.is_empty()
+
+
+def test_a_hard_link_leads_to_the_last_file_of_that_name_before_it(tmp_path: Path) -> None:
+    def link(name: str, target: str) -> None:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = tarfile.LNKTYPE, target
+        archive.addfile(member)
+
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link("early.jpg", "a.txt")
+        add(archive, "a.txt", b"old")
+        link("one.jpg", "a.txt")
+        add(archive, "a.txt", b"new")
+        link("two.jpg", "a.txt")
+        link("chain.jpg", "two.jpg")
+        link("self.jpg", "self.jpg")
+        add(archive, "soft.jpg", kind=tarfile.SYMTYPE)
+        link("to_soft.jpg", "soft.jpg")
+    images = Images(tmp_path / "a.tar")
+    assert read_all(images) == {"one.jpg": b"old", "two.jpg": b"new", "chain.jpg": b"new"}
+    links = images.left_out.filter(left_out="link")["name"].to_list()
+    assert sorted(links) == ["early.jpg", "self.jpg", "soft.jpg", "to_soft.jpg"]
+
+
 @pytest.mark.parametrize("form", ["gnu", "posix"])
 def test_a_sparse_file_is_a_failure_of_its_own(
     tmp_path: Path, form: str, oracle: Callable[[str], str]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import polars as pl
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -255,17 +256,153 @@ def test_images_that_cannot_be_read_are_told_and_the_others_are_there(
     assert out == f"5 of 12 images, 7 bytes: {tmp_path / 'out.tar'} (webdataset)\n"
     lines = err.splitlines()
     assert lines[0] == "7 of 12 images failed; --failures FILE lists them"
-    assert lines[1] == "  0.jpg: no such file or directory (photos/part1/0.jpg)"
+    assert lines[1] == "  part1/0.jpg: no such file or directory (photos/part1/0.jpg)"
     assert len(lines) == 6
     assert {name for _, name in content(tmp_path / "out.tar")} == {f"{n}.jpg" for n in range(7, 12)}
+
+
+def damaged(where: Path, files: Files, name: str) -> Path:
+    """A ZIP archive with one bit of an image turned; its directory has the checksum of the sound one."""
+    package = make(where, "zip", files)
+    with zipfile.ZipFile(package) as archive:
+        member = archive.getinfo(name)
+    content = bytearray(package.read_bytes())
+    content[member.header_offset + 30 + len(name) + member.file_size // 2] ^= 1
+    package.write_bytes(content)
+    return package
+
+
+def photograph(number: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels(number)).save(data, "BMP")  # any bit may turn, and it still decodes
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("verb", ["convert", "resize", "crop"])
+def test_an_image_that_its_checksum_contradicts_is_a_failure_though_it_decodes(
+    run_bioscan: Run, tmp_path: Path, verb: str
+) -> None:
+    files: Files = {(3, f"{n}.bmp"): photograph(n) for n in range(3)}
+    source = damaged(tmp_path / "source", files, "part3/1.bmp")
+    status, _, err = run_bioscan(verb, source, tmp_path / "out.zip", "--workers", 1)
+    assert status == 1
+    assert err.splitlines()[-2] == "1 of 3 images failed; --failures FILE lists them"
+    assert err.splitlines()[-1].startswith(
+        "  part3/1.bmp: damaged: its checksum is another one (photos.zip @ "
+    )
+    if verb != "crop":
+        assert {name for _, name in content(tmp_path / "out.zip")} == {"0.bmp", "2.bmp"}
+
+
+def hidden_images(where: Path, form: str) -> Path:
+    """An image, and members named like images that are none; hidden ones are nobody's images."""
+    where.mkdir()
+    package = where / f"a.{form}"
+    match form:
+        case "tar":
+            with tarfile.open(package, "w") as tar:
+                for name, kind in {
+                    "a.bmp": b"0",
+                    "link.jpg": b"2",
+                    "hard.jpg": b"1",
+                    "fifo.jpg": b"6",
+                }.items():
+                    member = tarfile.TarInfo(name)
+                    member.type, member.linkname = kind, "elsewhere.jpg"
+                    member.size = len(photograph(0)) if kind == b"0" else 0
+                    tar.addfile(member, io.BytesIO(photograph(0)))
+                for name in (".hidden.jpg", "__MACOSX/a.jpg", "link"):
+                    member = tarfile.TarInfo(name)
+                    member.type, member.linkname = tarfile.SYMTYPE, "elsewhere.jpg"
+                    tar.addfile(member)
+        case "zip":
+            with zipfile.ZipFile(package, "w") as archive:
+                archive.writestr("a.bmp", photograph(0))
+                link = zipfile.ZipInfo("link.jpg")
+                link.create_system, link.external_attr = 3, 0o120777 << 16
+                archive.writestr(link, "elsewhere.jpg")
+                archive.writestr("__MACOSX/b.jpg", "fork")
+                archive.writestr("notes.txt", "text")
+        case _:
+            with h5py.File(package, "w") as file:
+                file["a.bmp"] = np.frombuffer(photograph(0), np.uint8)
+                file["float.jpg"] = np.zeros((4, 4, 3))
+                file["grey.jpg"] = np.zeros((4, 4), np.uint8)
+                file["text.jpg"] = "variable length"
+                file["link.jpg"] = h5py.SoftLink("/nowhere")
+                file["notes"] = np.zeros(3)
+    return package
+
+
+@pytest.mark.parametrize("verb", ["convert", "resize", "crop", "boxes"])
+@pytest.mark.parametrize(
+    ("form", "lost"),
+    [
+        ("tar", {"link.jpg": "a link", "hard.jpg": "a link", "fifo.jpg": "a device or FIFO"}),
+        ("zip", {"link.jpg": "a link"}),
+        (
+            "hdf5",
+            dict.fromkeys(("float.jpg", "grey.jpg", "text.jpg", "link.jpg"), "a dataset that holds neither"),
+        ),
+    ],
+)
+def test_no_member_named_like_an_image_vanishes(
+    run_bioscan: Run, tmp_path: Path, verb: str, form: str, lost: dict[str, str]
+) -> None:
+    source, failures = hidden_images(tmp_path / "in", form), tmp_path / "failures.csv"
+    place = (
+        ("--boxes-only", "--boxes-out", tmp_path / "b.csv") if verb == "boxes" else (tmp_path / "out.zip",)
+    )
+    arguments = ("crop" if verb == "boxes" else verb, source, *place, "--workers", 1, "--failures", failures)
+    status, _, err = run_bioscan(*arguments)
+    assert status == 1
+    assert f"{len(lost)} of {len(lost) + 1} images failed; see {failures}" in err.splitlines()
+    listed = dict(pl.read_csv(failures).select("name", "reason").rows())
+    assert listed.keys() == lost.keys()
+    assert all(listed[name].startswith(reason) for name, reason in lost.items())
+
+
+def test_a_package_without_images_is_not_written(run_bioscan: Run, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", "folder", {(None, "a.jpg"): b"", (None, "b.jpg"): b"no image"})
+    for verb, done in {"resize": "resized", "crop": ""}.items():
+        for target in (tmp_path / f"{verb}.zip", tmp_path / f"{verb}_folder"):
+            status, out, err = run_bioscan(verb, source, target, "--workers", 1)
+            assert status == 1
+            assert "2 of 2 images failed; --failures FILE lists them" in err.splitlines()
+            said = out if verb == "crop" else err
+            assert f"no image could be {done}: {target} is not written" in said or f"none; {target}" in said
+            assert not target.exists()
+            assert not [*tmp_path.glob("*.unfinished"), *tmp_path.glob(".*.unfinished")]
+    target = tmp_path / "there.zip"
+    target.write_bytes(b"the user's")
+    status, out, _ = run_bioscan("resize", source, target, "--overwrite", "--json")
+    assert (status, json.loads(out)["target"], json.loads(out)["failed"]) == (1, None, 2)
+    assert target.read_bytes() == b"the user's"
+
+
+def test_a_name_does_not_reach_the_terminal_as_it_is(run_bioscan: Run, tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\n1 of 1 images\u202egpj.exe"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(f"{evil}.jpg", b"")
+        archive.writestr("good.bmp", photograph(0))
+    shown = r"  \x1b]0;owned\x07\x1b[2J\n1 of 1 images\u202egpj.exe.jpg: "
+    for verb in ("convert", "resize", "crop"):
+        status, out, err = run_bioscan(verb, tmp_path / "a.zip", tmp_path / f"{verb}.tar", "--workers", 1)
+        assert status == 1
+        assert any(line.startswith(shown) for line in err.splitlines())
+        assert (out + err).replace("\n", "").isprintable()
+        status, out, _ = run_bioscan(verb, tmp_path / "a.zip", tmp_path / f"{verb}2.tar", "--json")
+        assert out.replace("\n", "").isprintable()
+        assert json.loads(out)["failures"][0]["name"] == f"{evil}.jpg"
 
 
 def test_wrong_requests_leave_nothing_behind(run_bioscan: Run, tmp_path: Path) -> None:
     source = make(tmp_path / "source", "zip", {(1, "a.jpg"): b"a"})
     out = tmp_path / "out.zip"
     for arguments, why in {
-        (source, source): "source and target are the same package",
+        (source, source): "is the source package, which is read",
         (source, out, "--form", "hdf5"): "the name is that of a package of form zip, not hdf5",
+        (source, tmp_path / "out.rar"): "no package is written as .rar",
         (source, out, "--form", "rar"): 'Invalid value "rar" for --form',
         (source, out, "--raw", "gif"): "unknown encoding 'gif'",
         (source, out, "--quality", 90): "a quality is that of JPEGs: add --raw jpeg",
@@ -273,7 +410,7 @@ def test_wrong_requests_leave_nothing_behind(run_bioscan: Run, tmp_path: Path) -
         (source, out, "--engine", "slurm"): 'Invalid value "slurm" for --engine',
         (source, out, "--address", "auto"): "add --engine ray",
         (source, out, "--workers", 0): "workers is 0",
-        (source, out, "--failures", out): "the list of failures cannot be the target",
+        (source, out, "--failures", out): "two of the outputs have this name",
         (tmp_path / "none.zip", out): "no such image package",
     }.items():
         status, said, err = run_bioscan("convert", *arguments)

@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from polars.testing import assert_frame_equal
 
+import bioscan.data
 from bioscan.data.boxes import SCHEMA, XYXY, check_boxes, read_boxes, write_boxes
 from bioscan.data.preprocess import CropSettings
 from bioscan.data.synthesis import SynthesisSettings, synthesize
+from bioscan.errors import RequestError
 from bioscan.jobs.crop import crop, doubtful
 
 RunBioscan = Callable[..., tuple[int, str, str]]
@@ -309,7 +313,22 @@ def test_what_cannot_be_done_is_told_in_a_line_and_leaves_nothing(
         ([folder, new, "--boxes-out", tmp_path / "b.xml"], "unknown form of boxes '.xml'"),
         ([folder, tmp_path / "there", "--boxes", boxes], "there.boxes.parquet exists"),
         ([folder, folder, "--boxes", boxes], "photos"),
-        ([folder, new, "--sheet", new], "two of the outputs have one name"),
+        ([folder, new, "--boxes", boxes, "--sheet", tmp_path / "q.txt"], "its name must end in .png"),
+        ([folder, new, "--boxes", boxes, "--failures", new], "two of the outputs have this name"),
+        ([folder, new, "--boxes", boxes, "--sheet", new / "q.png"], "one of the outputs lies in the other"),
+        ([folder, new, "--boxes", boxes, "--failures", out_there / "f.csv"], "cannot be written"),
+        ([folder, new, "--boxes", boxes, "--boxes-out", out_there / "b.csv"], "cannot be written"),
+        ([folder, new, "--boxes", boxes, "--sheet", out_there / "q.png"], "cannot be written"),
+        (
+            [folder, new, "--boxes", boxes, "--fix", "height"],
+            "--fix is about the size of crops; add --resize",
+        ),
+        ([folder, new, "--boxes", boxes, "--enlarge"], "--enlarge is about the size of crops; add --resize"),
+        ([folder, ".", "--boxes", boxes], "is the current folder"),
+        ([folder, "./", "--boxes", boxes], "is the current folder"),
+        ([folder, "", "--boxes", boxes], "is the current folder"),
+        ([folder, "..", "--boxes", boxes], "is the current folder"),
+        ([folder, "/", "--boxes", boxes], "is the current folder"),
         ([tmp_path / "nothing", new], "nothing"),
     ):
         status, out, err = run_bioscan("crop", *arguments, "--workers", 1)
@@ -320,6 +339,192 @@ def test_what_cannot_be_done_is_told_in_a_line_and_leaves_nothing(
         (tmp_path / "photos.index.parquet").unlink(missing_ok=True)
         assert sorted(p.name for p in tmp_path.iterdir()) == before, arguments
     assert out_there.read_bytes() == b"mine"
+
+
+def test_no_output_takes_the_place_of_what_is_read(
+    three: tuple[Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    folder, boxes = three
+    parquet, scale = tmp_path / "photos.parquet", tmp_path / "scale.csv"
+    assert run_bioscan("convert", folder, parquet, "--workers", 1)[0] == 0
+    (tmp_path / "link.parquet").symlink_to(parquet)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/1.parquet").symlink_to(parquet)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(boxes, tmp_path / "runs/b.parquet")
+    scale.write_text("image_file,mm_per_px\na.png,0.1\n", encoding="utf-8")
+    new = tmp_path / "new"
+    usual = ["--boxes", boxes]
+    for arguments in (
+        [parquet, new, *usual, "--boxes-out", parquet],
+        [parquet, "--boxes-only", *usual, "--boxes-out", parquet],
+        [parquet, new, *usual, "--boxes-out", tmp_path / "link.parquet"],
+        [parquet, new, *usual, "--failures", parquet],
+        [parquet, new, *usual, "--boxes-out", tmp_path / "photos.parquet.index.parquet"],
+        [parquet, parquet, *usual],
+        [tmp_path / "shards/*.parquet", new, *usual, "--boxes-out", parquet],
+        [tmp_path / "shards", new, *usual, "--boxes-out", parquet],
+        [folder, new, *usual, "--boxes-out", folder / "b.parquet"],
+        [folder, new, *usual, "--sheet", folder / "a.png"],
+        [folder, new, *usual, "--failures", folder / "new/f.csv"],
+        [folder, tmp_path / "shards/../photos", *usual],
+        [folder, new, *usual, "--boxes-out", boxes],
+        [folder, new, *usual, "--failures", boxes],
+        [folder, new, *usual, "--scale", scale, "--failures", scale],
+        [folder, tmp_path / "runs", "--boxes", tmp_path / "runs/b.parquet"],
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if "index" not in path.name}
+        status, out, err = run_bioscan("crop", *arguments, "--workers", 1, "--overwrite")
+        assert (status, out) == (2, ""), arguments
+        assert "which is read; choose another" in err
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if "index" not in path.name}
+        assert after == before, arguments
+
+
+def test_a_list_of_failures_of_an_earlier_run_does_not_stay(
+    three: tuple[Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    folder, boxes = three
+    failures = tmp_path / "failures.csv"
+    (folder / "d.png").write_bytes(b"")
+    arguments = ("crop", folder, tmp_path / "crops", "--boxes", boxes, "--workers", 1, "--failures", failures)
+    assert run_bioscan(*arguments)[0] == 1
+    assert pl.read_csv(failures).height == 1
+    (folder / "d.png").unlink()
+    assert run_bioscan(*arguments)[0] == 2
+    assert run_bioscan(*arguments, "--overwrite")[0] == 0
+    assert failures.read_text() == "name,part,place,reason\n"
+
+
+def test_a_job_that_ended_before_all_its_files_were_written_goes_on(
+    three: tuple[Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    folder, boxes = three
+    target, extra = tmp_path / "crops.zip", tmp_path / "extra.csv"
+    table_file = tmp_path / "crops.boxes.parquet"
+    usual: dict[str, Any] = {"boxes": boxes, "boxes_out": table_file, "outputs": [extra]}
+
+    def killed(made: Any) -> None:
+        extra.write_text("half")
+        raise KeyboardInterrupt
+
+    for place in (target, None):
+        with pytest.raises(KeyboardInterrupt):
+            crop(folder, place, **usual, finish=killed)
+        written = digests(table_file)
+        for others in ({"many": "all"}, {"outputs": [extra, boxes.with_suffix(".csv")]}):
+            boxes.with_suffix(".csv").write_text("mine")
+            with pytest.raises(RequestError, match=r"exists|other settings"):
+                crop(folder, place, **usual | others)
+        boxes.with_suffix(".csv").unlink()
+        assert crop(folder, place, **usual, finish=lambda made: None).resumed == 1
+        assert digests(table_file) == written
+        with pytest.raises(RequestError, match="exists; choose another name"):
+            crop(folder, place, **usual)
+        table_file.unlink()
+        extra.unlink()
+    assert not list(tmp_path.glob(".*"))
+
+
+KILLED = """
+    import os, signal, sys
+    from bioscan.app.cli import run
+
+    def watch(event, arguments):
+        if event == "os.rename" and str(arguments[0]).endswith(".unfinished"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    run(sys.argv[1:])
+"""
+"""Ends itself when all is written, and what is held for a rerun is to go."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills a process")
+@pytest.mark.parametrize("verb", ["crop", "convert", "resize"])
+def test_a_command_that_was_killed_at_its_very_end_can_be_given_again(
+    three: tuple[Path, Path], run_bioscan: RunBioscan, tmp_path: Path, verb: str
+) -> None:
+    folder, boxes = three
+    (folder / "d.png").write_bytes(b"")
+    arguments = [verb, folder, tmp_path / "new.zip", "--failures", tmp_path / "f.csv", "--workers", "1"]
+    arguments += ["--boxes", boxes, "--sheet", tmp_path / "s.png"] if verb == "crop" else []
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), *map(str, arguments)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    written = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {path.name for path in written} >= {"new.zip", "f.csv"}
+    assert run_bioscan(*arguments)[0] == (0 if verb == "convert" else 1)  # an empty file can be copied
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == written
+    assert not list(tmp_path.glob(".*"))
+    status, _, err = run_bioscan(*arguments)
+    assert (status, "exists; choose another name" in err) == (2, True)
+
+
+def test_a_file_that_came_while_the_job_ran_is_not_replaced(three: tuple[Path, Path], tmp_path: Path) -> None:
+    made = tmp_path / "boxes.csv"
+
+    def come(done: int, total: int | None = None) -> None:
+        made.write_text("mine")
+
+    with pytest.raises(RequestError, match=r"boxes\.csv exists"):
+        crop(three[0], tmp_path / "crops", boxes=three[1], boxes_out=made, progress=come)
+    assert made.read_text() == "mine"
+    made.unlink()
+    assert crop(three[0], tmp_path / "crops", boxes=three[1], boxes_out=made).resumed == 1
+    assert_frame_equal(read_boxes(made), read_boxes(three[1]))
+
+
+def test_a_table_of_scales_that_names_no_picture_is_refused_and_some_are_counted(
+    three: tuple[Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    folder, boxes = three
+    scale = tmp_path / "scale.csv"
+    scale.write_text("image_file,mm_per_px\nz.png,0.1\n", encoding="utf-8")
+    arguments = ("crop", folder, tmp_path / "crops", "--boxes", boxes, "--scale", scale, "--workers", 1)
+    status, out, err = run_bioscan(*arguments)
+    assert (status, out) == (2, "")
+    said = "a scale for none of the pictures (it has z.png; the package has 3 pictures, the first a.png)"
+    assert err == f"bioscan crop: {scale}: {said}\n"
+    scale.write_text("image_file,mm_per_px\nz.png,0.1\na.png,0.1\n", encoding="utf-8")
+    status, out, _ = run_bioscan(*arguments)
+    assert status == 0
+    assert "scale: none for 2 of 3 pictures" in out.splitlines()
+
+
+def test_rows_stay_and_names_are_free_where_pictures_look_like_further_specimens(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "photos", ["A.png", "a.2.png", "c.png"])
+    two: list[Box] = [(2, 2, 12, 30), (40, 20, 60, 40)]
+    boxes = table(tmp_path / "b.parquet", dict.fromkeys(["A.png", "a.2.png", "c.png"], two))
+    made = crop(folder, tmp_path / "crops", boxes=boxes, many="all")
+    wanted = ["A.2_.png", "A.png", "a.2.2.png", "a.2.png", "c.2.png", "c.png"]
+    assert (members(tmp_path / "crops"), made.failed.height) == (wanted, 0)
+    assert_frame_equal(made.boxes, read_boxes(boxes))
+    huge = CropSettings(ratio=4000.0)  # more pixels than a picture may have
+    made = crop(folder, tmp_path / "none", boxes=boxes, many="all", settings=huge)
+    assert (made.crops, made.failed.height) == (0, 6)
+    assert_frame_equal(made.boxes, read_boxes(boxes))
+
+
+def test_a_job_of_another_classical_detector_is_not_taken_up(
+    three: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def interrupt(made: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crop(three[0], tmp_path / "crops", finish=interrupt)
+    folder = Path(bioscan.data.__file__).parent
+    of_program = "".join(
+        f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n"
+        for name in ("localise.py", "localise_curves.py")
+    )
+    record = tmp_path / ".crops.unfinished/job.json"
+    job = json.loads(record.read_text())
+    assert job["record"]["fingerprint"] == hashlib.sha256(of_program.encode()).hexdigest()
+    job["record"]["fingerprint"] = "0" * 64
+    record.write_text(json.dumps(job))
+    with pytest.raises(RequestError, match="fingerprint"):
+        crop(three[0], tmp_path / "crops")
 
 
 # -- the doubtful ones

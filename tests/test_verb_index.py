@@ -46,6 +46,28 @@ def test_it_says_what_is_there_and_saves_the_index(tmp_path: Path, run_bioscan: 
     assert (tmp_path / "cropped_256.zip.index.parquet").is_file()
 
 
+def test_the_table_does_not_take_the_place_of_what_is_read(tmp_path: Path, run_bioscan: Run) -> None:
+    package = tmp_path / "a.parquet"
+    assert run_bioscan("convert", make_zip(tmp_path / "a.zip", FILES), package)[0] == 0
+    (tmp_path / "link.parquet").symlink_to(package)
+    catalogue = tmp_path / "all.csv"
+    catalogue.write_text("sampleid,image_file\n1,1_0.jpg\n")
+    assert run_bioscan("index", package)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for output, why in (
+        (package, "is the source package, which is read"),
+        (tmp_path / "link.parquet", "is the source package, which is read"),
+        (tmp_path / "a.parquet.index.parquet", "is the saved index of the source, which is read"),
+        (catalogue, "all.csv, which is read"),
+        (catalogue / "x.csv", "cannot be written"),
+    ):
+        arguments = ("index", package, "--metadata", catalogue, "-o", output, "--overwrite")
+        status, text, err = run_bioscan(*arguments)
+        assert (status, text) == (2, ""), output
+        assert why in err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_many_parts_of_many_sizes_are_one_line(tmp_path: Path, run_bioscan: Run) -> None:
     files = {f"part{n}/{i}.jpg": b"1" for n in range(1, 9) for i in range(n)}
     _, text, _ = run_bioscan("index", make_zip(tmp_path / "a.zip", files))

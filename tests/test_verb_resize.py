@@ -130,7 +130,7 @@ def test_what_is_broken_is_listed_and_the_rest_is_there(package: Path, run_biosc
     assert len(sizes(target)) == 7
     status, _, err = run_bioscan("resize", package, package.with_name("again"))
     assert status == 1
-    assert "  cut.jpg: truncated JPEG (photos/part1/cut.jpg)" in err.splitlines()
+    assert "  part1/cut.jpg: truncated JPEG (photos/part1/cut.jpg)" in err.splitlines()
 
 
 def test_processes_change_nothing(package: Path) -> None:
@@ -172,7 +172,7 @@ def test_wrong_requests_are_refused_before_work(package: Path, run_bioscan: Run)
         (("--quality", 0), "bioscan resize: quality is 0; it must be from 1 to 100\n"),
         (("--shorter-side", 0), "bioscan resize: shorter_side is 0; it must be at least 1\n"),
         (("--workers", 0), "bioscan resize: workers is 0; at least 1 is needed\n"),
-        (("--failures", target), f"bioscan resize: {target}: the list of failures cannot be the target\n"),
+        (("--failures", target), f"bioscan resize: {target}: two of the outputs have this name\n"),
         (("--form", "rar"), 'bioscan resize: Invalid value "rar" for --form'),
     ):
         status, _, err = run_bioscan("resize", package, target, *flags)

@@ -29,6 +29,7 @@ _NAMES = {
     "read_boxes": "bioscan.data.boxes",
     "evaluate_crops": "bioscan.jobs.evaluate_crops",
     "train_detector": "bioscan.jobs.train_detector",
+    "DetectorSettings": "bioscan.learn.detector_settings",
     "load_detector": "bioscan.learn.detection",
     "synthesize": "bioscan.data.synthesis",
     "SynthesisSettings": "bioscan.data.synthesis",

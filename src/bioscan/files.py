@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,31 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise a RequestError where something is there and was not to be replaced."""
     if target.exists() and not overwrite:
         raise RequestError(f"{target} exists; choose another name or pass --overwrite")
+
+
+def refuse_unwritable(target: Path) -> None:
+    """Raise a RequestError, before any work, where no file can be put; nothing is made."""
+    if target.is_dir():
+        raise RequestError(f"{target} is a folder; name a file")
+    folder = next(folder for folder in Path(os.path.abspath(target)).parents if folder.exists())  # noqa: PTH100
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RequestError(f"{target} cannot be written: {folder}: {error.strerror}") from None
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Raise a RequestError where a folder cannot be replaced: a mount point, the current one, its parents."""
+    whole, here = folder.resolve(), Path.cwd()
+    if whole == here or whole in here.parents:
+        raise RequestError(f"{folder} is the current folder, or holds it; name a folder in it")
+    if whole.is_mount():
+        raise RequestError(f"{folder} is a mount point, which cannot be replaced; name a folder in it")
+
+
+def behind_link(folder: Path) -> Path:
+    """The folder that a link leads to, there or not yet: it is replaced then, not the link."""
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 @contextlib.contextmanager
@@ -52,13 +78,16 @@ def writing(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def writing_folder(target: Path, *, overwrite: bool = False, mark: str | None = None) -> Iterator[Path]:
     """Like `writing`, for a folder: it appears whole, in place of an older one when told.
 
+    Where the target is a link, what it leads to is the target.
+
     A wrong name must not cost a folder of something else: only a folder that holds the file `mark`, or
     nothing but names that the new one has too, is replaced.
 
     Raises:
-        RequestError: as `writing`; the older folder holds something else.
+        RequestError: as `writing`; the older folder holds something else, or is in use (`refuse_in_use`).
     """
-    target = Path(target)
+    refuse_in_use(Path(target))
+    target = behind_link(Path(target))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         refuse_existing(target, overwrite=overwrite)
         if not target.is_dir():

@@ -31,7 +31,7 @@ VERBS = {
     "convert": "An image package in another form, its images byte for byte.",
     "resize": "A package at another size, the shorter side 256 pixels.",
     "crop": "Find the insect, cut it out; boxes, lengths, doubtful ones.",
-    "train-detector": "Fine-tune DETR, RT-DETR or D-FINE on COCO boxes.",
+    "train-detector": "Train a network that finds insects, on COCO boxes.",
     "evaluate-crops": "Score boxes against a person's, as COCO does.",
     "train": "Train a classifier on a catalogue and its images.",
     "predict": "Name the specimens of a catalogue or of photographs.",
@@ -114,6 +114,10 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if error.code != 1:
+            raise
+        return 0  # what rich, which prints the help, makes of a closed pipe
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -135,7 +139,9 @@ def _request(error: "CycloptsError") -> str:
 
 
 def _fail(name: str, message: str) -> int:
-    print(f"{name}: {message}", file=sys.stderr)
+    from bioscan.app.output import say
+
+    say(f"{name}: {message}")
     return 2
 
 

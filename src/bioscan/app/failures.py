@@ -5,24 +5,14 @@ from pathlib import Path
 import polars as pl
 
 from bioscan.app import output as out
-from bioscan.errors import RequestError
-from bioscan.files import refuse_existing
 
 _SHOWN = 5
 """Failures that are told where they are not written to a file."""
 
 
-def refuse_failures(failures: Path | None, target: Path, *, overwrite: bool) -> None:
-    """Raise a RequestError, before any work, where the list of failures could not be written."""
-    if failures:
-        refuse_existing(failures, overwrite=overwrite)
-        if failures.absolute() == target.absolute():
-            raise RequestError(f"{failures}: the list of failures cannot be the target")
-
-
 def write_failures(failures: Path | None, failed: pl.DataFrame) -> None:
-    """The list as CSV, where one is wanted and something failed."""
-    if failures and not failed.is_empty():
+    """The list as CSV, where one is wanted; of no failures the header, in place of an older list."""
+    if failures:
         out.write_text(failures, failed.write_csv(), overwrite=True)
 
 
@@ -30,7 +20,7 @@ def tell_failures(failed: pl.DataFrame, total: int, failures: Path | None) -> in
     """Say what failed, to stderr.
 
     Args:
-        failed: Columns name, reason, place.
+        failed: Columns name, part, reason, place.
         total: Images that there are.
         failures: Where the list was written.
 
@@ -42,6 +32,7 @@ def tell_failures(failed: pl.DataFrame, total: int, failures: Path | None) -> in
     where = f"see {failures}" if failures else "--failures FILE lists them"
     out.say(f"{failed.height:,} of {total:,} images failed; {where}")
     for row in failed.head(0 if failures else _SHOWN).iter_rows(named=True):
+        name = row["name"] if row["part"] is None else f"part{row['part']}/{row['name']}"
         place = f" ({row['place']})" if row["place"] else ""
-        out.say(f"  {row['name']}: {row['reason']}{place}")
+        out.say("  " + out.printable(f"{name}: {row['reason']}{place}"))
     return 1

@@ -14,18 +14,44 @@ SCHEMA_VERSION = 1
 
 
 def say(message: str) -> None:
-    """A line of talk, to stderr."""
-    print(message, file=sys.stderr)
+    """Lines of talk, to stderr; see `printable`."""
+    print(_lines(message), file=sys.stderr)
 
 
 def show(text: str) -> None:
-    """A result, to stdout."""
-    print(text)
+    """A result, to stdout; see `printable`."""
+    print(_lines(text))
+
+
+def printable(name: str, width: int | None = None) -> str:
+    r"""A name from an input, on one line: what a terminal would act on is spelled out.
+
+    Args:
+        name: Any text.
+        width: Characters at most; of a longer name the middle is left out.
+
+    >>> print(printable("a\x1b[2J\nb.jpg"))
+    a\x1b[2J\nb.jpg
+    """
+    plain = name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    if width is None or len(plain) <= width:
+        return plain
+    return f"{plain[: width // 2 - 1]}…{plain[-width // 2 :]}"
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def to_json(result: Mapping[str, Any]) -> str:
-    """JSON with `schema_version` first; arrays become lists, paths text, NaN and infinity null."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(result)}, indent=2, ensure_ascii=False)
+    """JSON with `schema_version` first; arrays become lists, paths text, NaN and infinity null.
+
+    What a terminal would act on is escaped.
+    """
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **_plain(result)}, indent=2, ensure_ascii=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:

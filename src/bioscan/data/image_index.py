@@ -29,11 +29,11 @@ from bioscan.files import writing
 from bioscan.parallel import map_shards
 from bioscan.vocabulary import FOOTER, HDF5_GROUP, IMAGE_FOLDER
 
-VERSION: Final = 2
+VERSION: Final = 3
 EXTENSIONS: Final = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 """Which members are images, whatever the case of the letters."""
-_IMAGE: Final = r"(?i)\.(jpe?g|png|tiff?|bmp|webp|gif)$"
-_HIDDEN: Final = r"(^|/)(\.[^./]|\.\.[^/]|__MACOSX/)"
+IMAGE: Final = r"(?i)\.(jpe?g|png|tiff?|bmp|webp|gif)$"
+HIDDEN: Final = r"(^|/)(\.[^./]|\.\.[^/]|__MACOSX/)"
 _IN_PART: Final = r"^(?:.*/)?part(\d{1,9})/(.+)$"
 _UNSAFE: Final = r"^/|^[A-Za-z]:|(^|/)\.\.(/|$)|\x00"
 
@@ -81,7 +81,8 @@ file is as long as it is when it is read."""
 
 LEFT_OUT: Final = pl.Enum(["duplicate", "not an image", "hidden", "link", "special"])
 """Why a member is not in the index: one of the same name and part came before; another kind of file or of
-dataset; name with a dot in front or in `__MACOSX`; symbolic or hard link within an archive; device, FIFO."""
+dataset; name with a dot in front or in `__MACOSX`; link within an archive (but hard links to a file before
+them in a TAR); device, FIFO."""
 
 _ARCHIVES: Final = {".zip": "zip", ".tar": "tar", ".hdf5": "hdf5", ".h5": "hdf5", ".parquet": "parquet"}
 """Endings by which the archives of a folder are known."""
@@ -333,7 +334,7 @@ def _natural(name: str) -> list[str | int]:
 def _archives_in(package: Path, files: pl.DataFrame) -> tuple[list[str], str]:
     """The archives of a folder, in natural order, and their kind; none where the folder holds images."""
     plain = files.filter(pl.col("kind").is_null())["path"]
-    if plain.str.contains(_IMAGE).any():
+    if plain.str.contains(IMAGE).any():
         return [], "folder"
     kinds = {}
     for name in sorted(plain.filter(~plain.str.ends_with(_SAVED)), key=_natural):
@@ -412,10 +413,10 @@ def _finish(frame: pl.DataFrame, package: Path, kind: str) -> tuple[pl.DataFrame
     frame = frame.with_columns(path.str.replace(r"^(\./+)+", "")).filter(pl.col("kind").ne_missing("folder"))
     in_archive = kind not in ("folder", "parquet")  # of a table the path is only where a name comes from
     frame = frame.with_columns(unsafe=path.str.contains(_UNSAFE) & in_archive)
-    named = path.str.contains(_IMAGE) | (kind == "parquet")  # of a table each row is an image
+    named = path.str.contains(IMAGE) | (kind == "parquet")  # of a table each row is an image
     reason = pl.coalesce(
         pl.col("kind"),
-        pl.when(path.str.contains(_HIDDEN)).then(pl.lit("hidden")),
+        pl.when(path.str.contains(HIDDEN)).then(pl.lit("hidden")),
         pl.when(~named).then(pl.lit("not an image")),
     )
     frame = frame.with_columns(left_out=reason.cast(LEFT_OUT))
@@ -520,9 +521,9 @@ def _list_folder(package: Path) -> _Listing:
                     continue
                 try:
                     is_folder = entry.is_dir()
-                    is_file = entry.is_file() or entry.is_symlink()  # of a dangling link the reader will tell
-                except OSError:  # a link to itself
-                    continue
+                    is_file = entry.is_file() or entry.is_symlink()  # a dangling link too
+                except OSError:  # a link to itself: the reader will tell
+                    is_folder, is_file = False, True
                 if is_folder:
                     waiting.append(prefix + entry.name)
                 else:

@@ -28,7 +28,7 @@ _WINDOW_BYTES, _WINDOW_ROWS = 64 << 20, 4096
 """Of a Parquet table, read at a time and kept: its pages are decoded as a whole."""
 _PROCESS: Final = os.getpid()
 """Another one than now in a forked process, where Polars' threads are gone and it would wait for ever."""
-_PREAD = hasattr(os, "pread")
+_PREAD: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """Windows alone has text files at this level; a FIFO is not waited for."""
 _REASONS: Final = {
@@ -249,8 +249,9 @@ class Images:
         if length < 0:
             return self._read_file(row) if self._is_folder else self._read_other(row)
         try:
-            handle = self._files[self._number[row]].handle
-            data = os.pread(handle, length, self._offset[row]) if _PREAD else self._range(row, length)
+            # held while it is read: closed by another thread, its handle may be another file's
+            file = self._files[self._number[row]]
+            data = _PREAD(file.handle, length, self._offset[row]) if _PREAD else self._range(row, length)
         except OSError:  # not open yet
             data = self._range(row, length)
         if len(data) != length:
@@ -265,7 +266,8 @@ class Images:
             DataError: as `read`.
         """
         data = self.read(row)
-        self._compare(row, data)
+        if self._plain_length[row] >= 0:  # of others, `read` did
+            self._compare(row, data)
         return data
 
     def array(self, row: int) -> NDArray[np.uint8]:
@@ -359,7 +361,7 @@ class Images:
             if file.handle < 0:
                 file = self._open(number)
             if _PREAD:
-                return os.pread(file.handle, length, self._offset[row])
+                return _PREAD(file.handle, length, self._offset[row])
             with self._lock:
                 os.lseek(file.handle, self._offset[row], os.SEEK_SET)
                 return os.read(file.handle, length)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bioscan.data.boxes import Finding
 from bioscan.data.localise_curves import KNOTS, NEAR_CURVES, PIXEL_CURVES, REGION_CURVES, Curves
-from bioscan.errors import require
+from bioscan.errors import RequestError, require
 
 WORKING_PX: Final = 216
 """Shorter side of the working picture: 288 x 216 for the usual 4:3. At 288 and 384 boxes were no better."""
@@ -86,8 +86,13 @@ def find_insect(pixels: Pixels) -> Finding:
 
     Raises:
         MissingExtraError: OpenCV is not installed.
+        RequestError: other pixels than H x W x 3 of uint8.
     """
     cv2 = require("cv2", "crop")
+    kind = getattr(pixels, "dtype", type(pixels).__name__)
+    shape: tuple[int, ...] = getattr(pixels, "shape", ())
+    if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise RequestError(f"find_insect takes an H x W x 3 array of uint8, RGB, not {kind} {shape}")
     height, width = pixels.shape[:2]
     picture = working_picture(pixels)
     maps = measure_pixels(picture)

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 import polars as pl
 
+from bioscan.data.image_index import EXTENSIONS
 from bioscan.errors import RequestError, unknown
 from bioscan.files import sync
 from bioscan.vocabulary import FOOTER, HDF5_GROUP, IMAGE_FOLDER
@@ -40,6 +41,8 @@ _SUFFIXES: Final = {
     ".tar": "webdataset",
     ".parquet": "parquet",
 }
+_UNKNOWN_ARCHIVE: Final = re.compile(r"\.(7z|rar|iso|t?gz|t?bz2?|t?xz|t?zst|lzma|lz4|npz|npy)")
+"""Endings of archives that are not written."""
 _OF_SHARDS: Final = {"webdataset": ".tar", "parquet": ".parquet"}
 """Forms that are a folder of shards where the target has not this ending."""
 
@@ -95,10 +98,17 @@ def form_of(target: Path, form: str | None = None) -> str:
     """The form that a target takes: the given one, else by its ending, else a folder.
 
     Raises:
-        RequestError: no such form, or one that the ending contradicts.
+        RequestError: no such form, one that the ending contradicts, or an ending that is that of an image or
+            of another kind of archive.
     """
-    by_name = _SUFFIXES.get(target.suffix.lower())
+    ending = target.suffix.lower()
+    by_name = _SUFFIXES.get(ending)
     if form is None:
+        if ending in EXTENSIONS or _UNKNOWN_ARCHIVE.fullmatch(ending):
+            raise RequestError(
+                f"{target}: no package is written as {ending}; known are {', '.join(_SUFFIXES)} and a folder "
+                "(add --form folder if it is to have this name)"
+            )
         return by_name or "folder"
     if form not in FORMS:
         raise unknown("form", form, FORMS)

@@ -16,6 +16,7 @@ BLOCK: Final = 512
 _BATCH: Final = 100_000
 _MOST_NAME: Final = 1 << 20
 """Bytes of a long name or of a pax header; longer ones are taken for damage."""
+_HARD_LINK: Final = 0x31
 _LINKS: Final = b"12"
 _SPECIAL: Final = b"346"
 _FOLDER: Final = b"5D"
@@ -35,6 +36,8 @@ class _Member(NamedTuple):
     length: int
     encoding: str
     kind: str | None
+    target: str | None
+    """Of a hard link: the path of the member whose content it shares."""
 
 
 _SCHEMA: Final = {
@@ -43,6 +46,7 @@ _SCHEMA: Final = {
     "length": pl.Int64,
     "encoding": pl.String,
     "kind": pl.String,
+    "target": pl.String,
 }
 
 
@@ -64,8 +68,9 @@ def is_tar_header(block: bytes) -> bool:
 def list_tar(package: Path) -> pl.DataFrame:
     """A row per member, in storage order: path, offset, length, size, encoding, kind.
 
-    `encoding` is `file` or `sparse`; `kind` is `folder`, `link` (symbolic or hard) or `special` (device,
-    FIFO) for members that are no files, else null. Names that are not UTF-8 are read as Latin-1.
+    `encoding` is `file` or `sparse`; `kind` is `folder`, `link` or `special` (device, FIFO) for members that
+    are no files, else null. A hard link is the file that it names, if that lies before it; else, like any
+    symbolic link, it is a `link`. Names that are not UTF-8 are read as Latin-1.
 
     Raises:
         DataError: a header is damaged, or the archive ends within a member.
@@ -75,7 +80,35 @@ def list_tar(package: Path) -> pl.DataFrame:
         frames = [pl.DataFrame(schema=_SCHEMA)]
         while batch := list(itertools.islice(members, _BATCH)):
             frames.append(pl.DataFrame(batch, schema=_SCHEMA, orient="row"))
-    return pl.concat(frames).with_columns(size="length")
+    return _followed(pl.concat(frames)).drop("target").with_columns(size="length")
+
+
+def _followed(frame: pl.DataFrame) -> pl.DataFrame:
+    """Hard links with the content of the member before them that they name; `link` where there is none.
+
+    A program that packs a folder writes each further name of a file so.
+    """
+    targets = frame["target"].drop_nulls()
+    if targets.is_empty():
+        return frame
+    seen: dict[str, tuple[int, int, str]] = {}
+    numbers: list[int] = []
+    found: list[tuple[int, int, str]] = []
+    named = pl.col("target").is_not_null() | pl.col("path").is_in(targets.unique().implode())
+    for number, path, offset, length, encoding, kind, target in (
+        frame.with_row_index().filter(named).iter_rows()
+    ):
+        content = (offset, length, encoding) if kind is None else seen.get(target)
+        if content is None:
+            continue
+        seen[path] = content
+        if target is not None:
+            numbers.append(number)
+            found.append(content)
+    columns = ("offset", "length", "encoding")
+    shared = pl.DataFrame(found, schema={name: _SCHEMA[name] for name in columns}, orient="row")
+    shared = shared.with_columns(index=pl.Series(numbers, dtype=pl.UInt32), kind=pl.lit(None, pl.String))
+    return frame.with_row_index().update(shared, on="index", include_nulls=True).drop("index")
 
 
 def _members(file: Any, package: Path) -> Iterator[_Member]:
@@ -109,6 +142,8 @@ def _members(file: Any, package: Path) -> Iterator[_Member]:
                 place += -(-length // BLOCK) * BLOCK
                 if kind == _LONG_NAME:
                     here["path"] = _text(content.partition(b"\0")[0])
+                elif kind == _LONG_LINK:
+                    here["linkpath"] = _text(content.partition(b"\0")[0])
                 elif kind == _PAX:
                     here.update(_pax_records(content))
                 elif kind == _PAX_ALL:
@@ -126,6 +161,9 @@ def _members(file: Any, package: Path) -> Iterator[_Member]:
                     more = extension[504] if len(extension) == BLOCK else 0
                     place += BLOCK
             path = said.get("GNU.sparse.name") or said.get("path") or _name(block)
+            target = None
+            if kind == _HARD_LINK:
+                target = said.get("linkpath") or _text(block[157:257].partition(b"\0")[0])
             if kind in _NO_CONTENT:
                 length = 0
             if length < 0:
@@ -147,6 +185,7 @@ def _members(file: Any, package: Path) -> Iterator[_Member]:
             length,
             "sparse" if sparse else "file",
             "folder" if folder else _KINDS.get(kind),
+            target,
         )
         place += -(-length // BLOCK) * BLOCK
 

@@ -9,13 +9,14 @@ import contextlib
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bioscan.data.image_index import HIDDEN, IMAGE, index_path
 from bioscan.data.images import Images
 from bioscan.data.packages import (
     MARK,
@@ -39,7 +41,17 @@ from bioscan.data.packages import (
     spooling,
 )
 from bioscan.errors import ImageError, RequestError
-from bioscan.files import locked, no_room, put_folder, refuse_existing, sync, writing
+from bioscan.files import (
+    behind_link,
+    locked,
+    no_room,
+    put_folder,
+    refuse_existing,
+    refuse_in_use,
+    refuse_unwritable,
+    sync,
+    writing,
+)
 from bioscan.parallel import map_shards
 from bioscan.vocabulary import FOOTER
 
@@ -82,6 +94,14 @@ Progress = Callable[..., None]
 FAILED: Final = pl.Schema(
     {"name": pl.String(), "part": pl.Int32(), "place": pl.String(), "reason": pl.String()}
 )
+_LEFT_OUT: Final = {
+    "duplicate": "another image before it has this name",
+    "link": "a link, no image of its own",
+    "special": "a device or FIFO, no file",
+    "not an image": "a dataset that holds neither a file's bytes nor H x W x 3 pixels of 8 bits",
+}
+"""Why a member is not in the index -> in words; of what is named like an image, only HDF5 datasets are
+`not an image`."""
 _SIDECAR: Final = pl.Schema({**SPOOLED, "place": pl.String(), "reason": pl.String()})
 _MADE, _WHOLE = "shards.done", "package.done"
 """Files of the work folder that say: every shard is there, the package is whole."""
@@ -92,8 +112,9 @@ class Bulk:
     """What a job came to."""
 
     target: Path | None
+    """None where none was wanted, or there is no image to put into it: nothing is then written."""
     form: str
-    """Of the target; empty where there is none."""
+    """Of the target; empty where none was wanted."""
     images: int
     """Written."""
     bytes: int
@@ -151,6 +172,8 @@ def run_bulk(
     shard_images: int | None = None,
     work: Path | None = None,
     finish: Callable[[Bulk], None] | None = None,
+    outputs: Sequence[Path] = (),
+    inputs: Sequence[Path] = (),
 ) -> Bulk:
     """Do a step for every image of a package and put what it makes into a new package.
 
@@ -177,18 +200,24 @@ def run_bulk(
         work: The work folder; None: beside the target (without a target: none, nothing is resumed).
         finish: Called with the result when the target is there and before the work folder goes: a kill
             until its end costs nothing. What a rerun finds written by it, it must be able to replace.
+        outputs: Files that `finish` writes; what was there before the job is replaced only when told.
+        inputs: Files and folders that are read beside the source: no output may take their place.
 
     Raises:
-        RequestError: the target exists; another process works on it; an unfinished job of other settings; a
-            full disk.
+        RequestError: the target or an output exists, cannot be written or would take the place of what is
+            read; another process works on it; an unfinished job of other settings; a full disk.
         BioscanError: what `map_shards` or the step raise.
     """
     schema = rows_schema or pl.Schema()
     assert not {"name", "part"} & set(schema), "these two are columns of every row"
     form = form_of(target, form) if target else ""
     whole = Path(os.path.abspath(target)) if target else None  # noqa: PTH100 - `resolve` follows links
-    if target:
-        _refuse_overlap(source, target)
+    refuse_overlap(source, [*([target] if target else []), *outputs], inputs)
+    for output in outputs:
+        refuse_unwritable(output)
+    if whole and is_folder(whole, form):
+        refuse_in_use(whole)
+        whole = behind_link(whole)
     sizes, stamp = _stamp(source)
     job = {
         "version": VERSION,
@@ -209,6 +238,7 @@ def run_bulk(
         work = Path(os.path.abspath(work))  # noqa: PTH100 - other nodes have another working folder
         place = _Place(work, whole, str(target or work), form, schema)
         _refuse_target(place, job, overwrite=overwrite)
+        _refuse_outputs(place, job, outputs, overwrite=overwrite)
         stack.enter_context(_held(place, job, overwrite=overwrite))
         stack.enter_context(_telling_of_a_full_disk(place))
         safe = ~source.index["unsafe"].to_numpy() if target else np.ones(len(source), np.bool_)
@@ -232,7 +262,8 @@ def run_bulk(
                 tell(ready, total=len(rows))
             place.mark(_MADE)
         images, failed, made = _collected(place, len(cuts))
-        if target and not place.has(_WHOLE):
+        wanted = target is not None and not images.is_empty()  # a package without images is none
+        if target and wanted and not place.has(_WHOLE):
             facts = {"images": images.height, "failed": failed.height, **job}
             assemble(
                 images, place.spools, place.staged, target, form, attributes=_attributes(source), record=facts
@@ -241,16 +272,22 @@ def run_bulk(
         if target and place.staged.exists():
             _put(place, overwrite=overwrite)
         bulk = Bulk(
-            target,
+            target if wanted else None,
             form,
             images.height,
             int(images["length"].sum()),
-            pl.concat([_left_out(source), _unsafe(source, np.flatnonzero(~safe)), failed])
+            pl.concat([left_out(source), _unsafe(source, np.flatnonzero(~safe)), failed])
             if target
             else failed,
             made,
             resumed,
         )
+        if finish and outputs:
+            _refuse_outputs(place, job, outputs, overwrite=overwrite)  # some may have come meanwhile
+            with writing(place.written, overwrite=True) as partial:
+                partial.write_text(
+                    json.dumps([str(output.resolve()) for output in outputs]), encoding="utf-8"
+                )
         if finish:
             finish(bulk)
         _remove(place.work)
@@ -281,6 +318,11 @@ class _Place:
     @property
     def job(self) -> Path:
         return self.work / "job.json"
+
+    @property
+    def written(self) -> Path:
+        """Names of the outputs, from the moment on when `finish` writes them."""
+        return self.work / "outputs.json"
 
     def sidecar(self, number: int) -> Path:
         return self.spools / f"{number:07d}.parquet"
@@ -314,18 +356,33 @@ def _silent(done: int, total: int | None = None) -> None:
 # -- before the work
 
 
-def _refuse_overlap(source: Images, target: Path) -> None:
-    """Raise where the target would take the place of what is read."""
-    whole = Path(source.path)
-    roots = [whole] if whole.exists() else [source.base / name for name in source.containers]
-    here = target.resolve()
-    for root in (root.resolve() for root in roots):
-        if here == root:
-            raise RequestError(f"{target}: source and target are the same package")
-        if root in here.parents:
-            raise RequestError(f"{target} lies in the source package; choose another place")
-        if here in root.parents:
-            raise RequestError(f"{target} holds the source package; choose another place")
+def refuse_overlap(source: Images, outputs: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
+    """Raise a RequestError where an output would take the place of what is read, or of another output.
+
+    Args:
+        source: The package; its archives and its saved index count too.
+        outputs: Files and folders to be written.
+        inputs: Others that are read.
+    """
+    whole = Path(os.path.abspath(source.path))  # noqa: PTH100 - as `load_index` makes it
+    package = [*([whole] if whole.exists() else []), *(source.base / name for name in source.containers)]
+    read = [(path.resolve(), "the source package") for path in package]
+    read.append((index_path(whole).resolve(), "the saved index of the source"))
+    read += [(path.resolve(), str(path)) for path in inputs]
+    places = [(output, output.resolve()) for output in outputs]
+    for output, here in places:
+        for path, what in read:
+            if here == path:
+                raise RequestError(f"{output} is {what}, which is read; choose another name")
+            if path in here.parents:
+                raise RequestError(f"{output} lies in {what}, which is read; choose another place")
+            if here in path.parents:
+                raise RequestError(f"{output} holds {what}, which is read; choose another place")
+    for (one, here), (other, there) in itertools.combinations(places, 2):
+        if here == there:
+            raise RequestError(f"{other}: two of the outputs have this name")
+        if here in there.parents or there in here.parents:
+            raise RequestError(f"{one} and {other}: one of the outputs lies in the other")
 
 
 def _refuse_target(place: _Place, job: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -333,7 +390,7 @@ def _refuse_target(place: _Place, job: Mapping[str, Any], *, overwrite: bool) ->
     target = place.target
     if target is None or not target.exists():
         return
-    if place.has(_WHOLE) and not place.staged.exists() and _read_job(place) == job:
+    if place.has(_WHOLE) and not place.staged.exists() and _read(place.job) == job:
         return  # put there by a run that was killed right after
     if not is_folder(target, place.form):
         refuse_existing(target, overwrite=overwrite)
@@ -346,6 +403,16 @@ def _refuse_target(place: _Place, job: Mapping[str, Any], *, overwrite: bool) ->
         refuse_existing(target, overwrite=overwrite)
         if not (target / MARK).is_file():
             raise RequestError(f"{place.shown} is no package that was made here; it is not replaced")
+
+
+def _refuse_outputs(
+    place: _Place, job: Mapping[str, Any], outputs: Sequence[Path], *, overwrite: bool
+) -> None:
+    """Raise where an output is there, and not because a run of the same job had begun to write it."""
+    ours = (_read(place.written) or []) if _read(place.job) == job else []
+    for output in outputs:
+        if str(output.resolve()) not in ours:
+            refuse_existing(output, overwrite=overwrite)
 
 
 def _stamp(source: Images) -> tuple[NDArray[np.int64], str]:
@@ -408,7 +475,7 @@ def _held(place: _Place, job: Mapping[str, Any], *, overwrite: bool) -> Iterator
                 if os.path.samestat(os.fstat(handle), place.work.stat()):
                     break
             stack.close()
-        there = _read_job(place)
+        there = _read(place.job)
         if there != job:
             _refuse_other_job(place, there, job, overwrite=overwrite)
             for entry in place.work.iterdir():
@@ -434,9 +501,10 @@ def _remove(work: Path) -> None:
     shutil.rmtree(left, ignore_errors=True)
 
 
-def _read_job(place: _Place) -> Any:
+def _read(file: Path) -> Any:
+    """What a JSON file holds; None where there is none, or half of one."""
     try:
-        return json.loads(place.job.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -584,12 +652,12 @@ def _collected(place: _Place, shards: int) -> tuple[pl.DataFrame, pl.DataFrame, 
     return images, failed, rows.unnest("row") if place.schema else rows
 
 
-def _left_out(source: Images) -> pl.DataFrame:
-    """Images that the index has not, for one before them has their name."""
-    twice = source.left_out.filter(pl.col("left_out") == "duplicate")
-    return twice.select(
-        "name", "part", place="container", reason=pl.lit("another image before it has this name")
-    )
+def left_out(source: Images) -> pl.DataFrame:
+    """Members that are images by their name, but not in the index; columns of FAILED."""
+    name, why = pl.col("name"), pl.col("left_out").cast(pl.String)
+    images = name.str.contains(IMAGE) & ~name.str.contains(HIDDEN)
+    left = source.left_out.filter((why == "duplicate") | (images & why.is_in([*_LEFT_OUT])))
+    return left.select("name", "part", place="container", reason=why.replace_strict(_LEFT_OUT))
 
 
 def _unsafe(source: Images, rows: NDArray[np.int64]) -> pl.DataFrame:

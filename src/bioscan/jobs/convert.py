@@ -1,7 +1,7 @@
 """A package in another form, its images byte for byte."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -53,6 +53,7 @@ def convert(
     overwrite: bool = False,
     progress: Callable[..., None] | None = None,
     finish: Callable[[Bulk], None] | None = None,
+    outputs: Sequence[Path] = (),
 ) -> Converted:
     """Put every image of a package, byte for byte, into a new package of another form (or of the same).
 
@@ -71,6 +72,7 @@ def convert(
         overwrite: As for `jobs.bulk.run_bulk`.
         progress: Called with `done` and `total` images.
         finish: As for `jobs.bulk.run_bulk`.
+        outputs: As for `jobs.bulk.run_bulk`.
 
     Raises:
         RequestError: source and target are the same; a value out of range; as `run_bulk`.
@@ -97,6 +99,7 @@ def convert(
         overwrite=overwrite,
         progress=progress,
         finish=finish,
+        outputs=outputs,
     )
     encoded, renamed = (int(bulk.rows[name].sum()) for name in _SCHEMA)
     lost = bulk.form == "hdf5" and package.index["part"].null_count() < len(package)
@@ -106,7 +109,7 @@ def convert(
 def _converted(raw: str, quality: int, images: Images, row: int) -> Made:
     name, part = images.name(row), images.index.item(row, "part")
     if not images.is_array(row):
-        return Made(name, part, images.read(row), {"encoded": False, "renamed": False})
+        return Made(name, part, images.read_checked(row), {"encoded": False, "renamed": False})
     from bioscan.data.preprocess import encode_jpeg, encode_png
 
     pixels = images.array(row)

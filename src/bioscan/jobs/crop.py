@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -41,11 +41,15 @@ from bioscan.data.preprocess import (
     shrink,
 )
 from bioscan.errors import DataError, ImageError, RequestError, unknown
-from bioscan.files import refuse_existing, sha256
-from bioscan.jobs.bulk import Bulk, Failed, Made, run_bulk
+from bioscan.files import sha256
+from bioscan.jobs.bulk import Bulk, Failed, Made, left_out, run_bulk
 
 CLASSICAL: Final = "classical"
 """The detector that is no network (`data.localise`)."""
+_CLASSICAL_FILES: Final = [
+    Path(__file__).parents[1] / "data" / name for name in ("localise.py", "localise_curves.py")
+]
+"""What it finds depends on these alone."""
 MANY: Final = ("best", "all", "skip")
 NONE: Final = ("skip", "whole")
 
@@ -65,16 +69,18 @@ class CropResult:
     """What a cropping made."""
 
     target: Path | None
-    """None: boxes only."""
+    """None: boxes only, or no crop that could be put there."""
     pictures: int
-    """In the package that was cropped."""
+    """In the package that was cropped, those that only look like it (`jobs.bulk.left_out`) too."""
     boxes: pl.DataFrame
     """The box table, columns of `bioscan.data.boxes.SCHEMA`."""
     crops: int
     failed: pl.DataFrame
-    """`name, part, place, reason` of pictures that could not be read or cropped."""
+    """`name, part, place, reason` of pictures that could not be read or cropped; the latter have boxes."""
     resumed: int
     """Shards that an interrupted run had made."""
+    without_scale: int
+    """Pictures that the table of scales does not name; 0 without such a table."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: counts, the pictures without a specimen or with a failure, and lengths by unit."""
@@ -92,7 +98,9 @@ class CropResult:
             "kinds": {kind: int(counts.get(kind, 0)) for kind in KINDS},
             "without_specimen": first.filter(pl.col("kind") == "none")["image_file"].to_list(),
             "lengths": lengths,
-            "failed": self.failed.to_dicts(),
+            "without_scale": self.without_scale,
+            "failed": self.failed.height,
+            "failures": self.failed.to_dicts(),
             "resumed_shards": self.resumed,
         }
 
@@ -119,6 +127,7 @@ def crop(
     overwrite: bool = False,
     progress: Callable[..., None] | None = None,
     finish: Callable[[CropResult], None] | None = None,
+    outputs: Sequence[Path] = (),
 ) -> CropResult:
     """Find the specimen of each picture and cut it out, at the picture's full size.
 
@@ -134,7 +143,7 @@ def crop(
         resize: Bring crops to the size of `output`.
         output: Their size, and how they are encoded: JPEG, or PNG where the picture's name ends so.
         many: Of pictures with several specimens: a crop of the `best`, of `all` (the further ones are named
-            `NAME.2.jpg` …), or none (`skip`).
+            `NAME.2.jpg` …, or `NAME.2_.jpg` where another picture has that name), or none (`skip`).
         none: Of pictures without a specimen: nothing (`skip`), or the `whole` picture.
         mm_per_px: Millimetres a pixel of the photographs; or a table with `image_file` and `mm_per_px`.
         boxes_out: Where the box table is written, by its ending; None: it is only returned.
@@ -147,6 +156,7 @@ def crop(
         overwrite: Replace the target and the box table.
         progress: Called as `progress(done, total)`.
         finish: Called with the result before what is held for a rerun goes; as for `jobs.bulk.run_bulk`.
+        outputs: Files that it writes; as for `jobs.bulk.run_bulk`.
 
     Raises:
         RequestError: a value out of range, an output that exists, no such detector.
@@ -161,11 +171,17 @@ def crop(
         raise RequestError("threshold is that of a learned detector; name one")
     package = source if isinstance(source, Images) else Images(source)
     scale = _scale(mm_per_px)
-    fingerprint = ""
+    inputs = [Path(read) for read in (boxes, detector) if read not in (None, CLASSICAL)]
+    without_scale = 0
+    if isinstance(scale, pl.DataFrame):
+        inputs.append(Path(str(mm_per_px)))
+        without_scale = _without_scale(package, scale, inputs[-1])
     if boxes is not None:
         read_boxes(boxes)  # what is wrong with it is known before the work
         fingerprint = sha256(Path(boxes))
-    elif detector != CLASSICAL:
+    elif detector == CLASSICAL:
+        fingerprint = _joint(_CLASSICAL_FILES)
+    else:
         fingerprint = _fingerprint(Path(detector))
     step = CropStep(
         detector=detector if detector == CLASSICAL else str(Path(detector).resolve()),
@@ -179,6 +195,7 @@ def crop(
         many=many,
         none=none,
         crops=target is not None,
+        taken=_like_further(package.index["name"]) if many == "all" else frozenset(),
     )
     if boxes is None and detector != CLASSICAL:
         _detector(step.detector, fingerprint, device, threshold)  # likewise
@@ -193,16 +210,18 @@ def crop(
     out = None if boxes_out is None else Path(boxes_out)
     if out is not None:
         box_form(out)
-        refuse_existing(out, overwrite=overwrite)
+
+    left = left_out(package)
 
     def result(made: Bulk) -> CropResult:
         return CropResult(
             target=made.target,
-            pictures=len(package),
-            boxes=_scaled(made.rows.select(list(SCHEMA)), scale),
+            pictures=len(package) + left.height,
+            boxes=_scaled(made.rows.select(list(SCHEMA)).drop_nulls("image_file"), scale),
             crops=made.images if made.target else 0,
-            failed=made.failed,
+            failed=made.failed if target else pl.concat([left, made.failed]),
             resumed=made.resumed,
+            without_scale=without_scale,
         )
 
     def write(made: Bulk) -> None:
@@ -226,6 +245,8 @@ def crop(
         progress=progress,
         work=out.with_name(f".{out.name}.unfinished") if target is None and out is not None else None,
         finish=write,
+        outputs=[*([out] if out else []), *outputs],
+        inputs=inputs,
     )
     return result(made)
 
@@ -282,6 +303,8 @@ class CropStep:
     none: str
     crops: bool
     """Whether crops are made, or boxes alone."""
+    taken: frozenset[str] = frozenset()
+    """Names, in lower case, that crops of further specimens cannot have."""
 
     def __call__(self, images: Images) -> Iterator[Made | Failed]:
         """Crops and rows of all pictures of the package; a picture that cannot be read is a failure."""
@@ -298,31 +321,31 @@ class CropStep:
                     yield Failed(name, part, read.place, read.reason)
                     continue
                 told = {"image_file": name, "part": part, "width": read.shape[1], "height": read.shape[0]}
-                try:
-                    if given is None:
-                        finding = next(findings)
-                        rows = finding_rows(finding, **told)
-                    else:
+                if given is None:
+                    finding = next(findings)
+                    rows = finding_rows(finding, **told)
+                else:
+                    try:
                         rows = _fitted(given.get(row), told)
-                        finding = row_finding(rows)
-                    yield from self._made(read, finding, rows)
-                except DataError as error:
-                    yield Failed(name, part, images.place(row), str(error))
+                    except DataError as error:
+                        yield Failed(name, part, images.place(row), str(error))
+                        continue
+                    finding = row_finding(rows)
+                for number, box in enumerate(rows):
+                    yield Made(name, part, None, {key: box[key] for key in SCHEMA if key != "part"})
+                    if self.crops and self._is_wanted(finding.kind, number):
+                        crop_name = _crop_name(name, number, self.taken)
+                        try:
+                            data = self._crop(read, finding, number, name)
+                        except DataError as error:
+                            yield Failed(crop_name, part, images.place(row), str(error))
+                        else:  # apart from its row, which stays where the package cannot have the crop
+                            yield Made(crop_name, part, data, {})
 
-    def _made(self, pixels: NDArray[np.uint8], finding: Finding, rows: list[dict[str, Any]]) -> list[Made]:
-        """One of each row: all of a picture, or a DataError."""
-        made = []
-        for number, row in enumerate(rows):
-            name, part = row["image_file"], row["part"]
-            data = None
-            if self.crops and self._is_wanted(finding.kind, number):
-                cut = pixels
-                if finding.kind != "none":
-                    cut = crop_picture(pixels, _numbered(finding, number), self.settings)
-                data = self._encoded(cut, name)
-            told = {key: value for key, value in row.items() if key != "part"}
-            made.append(Made(_crop_name(name, number), part, data, told))
-        return made
+    def _crop(self, pixels: NDArray[np.uint8], finding: Finding, number: int, name: str) -> bytes:
+        if finding.kind != "none":
+            pixels = crop_picture(pixels, _numbered(finding, number), self.settings)
+        return self._encoded(pixels, name)
 
     def _encoded(self, pixels: NDArray[np.uint8], name: str) -> bytes:
         size = self.output
@@ -346,7 +369,7 @@ def _batches(images: Images) -> Iterator[list[tuple[int, NDArray[np.uint8] | Ima
     num_pixels = 0
     for row in range(len(images)):
         try:
-            read: NDArray[np.uint8] | ImageError = read_rgb(images, row)
+            read: NDArray[np.uint8] | ImageError = read_rgb(images, row, checked=True)
         except ImageError as error:
             read = error
         batch.append((row, read))
@@ -418,10 +441,25 @@ def _numbered(finding: Finding, number: int) -> Finding:
     return Finding(finding.kind, finding.boxes[number:], finding.scores[number:])
 
 
-def _crop_name(name: str, number: int) -> str:
-    """The picture's name, a number before its ending for a further specimen."""
-    stem, dot, ending = name.rpartition(".")
-    return name if number == 0 else f"{stem}.{number + 1}{dot}{ending}"
+def _crop_name(name: str, number: int, taken: frozenset[str]) -> str:
+    """The picture's name, a number before its ending for a further specimen.
+
+    >>> [_crop_name(name, 1, frozenset({"a.2.jpg"})) for name in ("b.jpg", "a.jpg", "c.d/e")]
+    ['b.2.jpg', 'a.2_.jpg', 'c.d/e.2']
+    """
+    if number == 0:
+        return name
+    path, mark = PurePosixPath(name), f".{number + 1}"
+    while (made := str(path.with_name(f"{path.stem}{mark}{path.suffix}"))).lower() in taken:
+        mark += "_"
+    return made
+
+
+def _like_further(names: pl.Series) -> frozenset[str]:
+    """Names, in lower case, that look like a further specimen of another one: `a.2.jpg` beside `a.jpg`."""
+    names = names.str.to_lowercase()
+    first = names.str.replace(r"\.\d+_*((?:\.[^./]*)?)$", "${1}")
+    return frozenset(names.filter((first != names) & first.is_in(names.implode())))
 
 
 def _scale(mm_per_px: float | Path | str | None) -> float | pl.DataFrame | None:
@@ -441,6 +479,16 @@ def _scale(mm_per_px: float | Path | str | None) -> float | pl.DataFrame | None:
         value = table["mm_per_px"][row]
         raise DataError(f"{path}, {row_place(path, row)}: mm_per_px is {value!r}, expected more than 0")
     return table.with_columns(values)
+
+
+def _without_scale(package: Images, scale: pl.DataFrame, path: Path) -> int:
+    """How many pictures of the package a table of scales does not name; not all of them, or a DataError."""
+    rows = find_pictures(package.index.select(pl.col("name").alias("image_file"), "part"), scale)
+    if (rows < 0).all():
+        named = ", ".join(scale["image_file"].head(1)) or "nothing"
+        here = f"{len(package):,} pictures, the first {package.name(0)}"
+        raise DataError(f"{path}: a scale for none of the pictures (it has {named}; the package has {here})")
+    return int((rows < 0).sum())
 
 
 def _scaled(boxes: pl.DataFrame, scale: float | pl.DataFrame | None) -> pl.DataFrame:
@@ -466,5 +514,9 @@ def _fingerprint(detector: Path) -> str:
         raise RequestError(f"{detector}: no such detector; '{CLASSICAL}' needs no file")
     if detector.is_file():
         return sha256(detector)
-    files = sorted(file for file in detector.iterdir() if file.is_file())
+    return _joint(sorted(file for file in detector.iterdir() if file.is_file()))
+
+
+def _joint(files: Iterable[Path]) -> str:
+    """SHA-256 of several files and their names."""
     return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()

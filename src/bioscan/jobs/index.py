@@ -13,8 +13,8 @@ import polars as pl
 from bioscan.data.image_index import READABLE, index_path
 from bioscan.data.images import Images
 from bioscan.errors import RequestError
-from bioscan.files import refuse_existing, writing
-from bioscan.jobs.bulk import Made, each, run_bulk
+from bioscan.files import refuse_existing, refuse_unwritable, writing
+from bioscan.jobs.bulk import Made, each, refuse_overlap, run_bulk
 from bioscan.jobs.check import find_images, read_records, require_column
 
 TABLES: Final = (".parquet", ".csv")
@@ -96,17 +96,21 @@ def index(
         progress: Called with `done` and `total` images while they are read.
 
     Raises:
-        RequestError: no package, or several in one; another kind of output; an output that exists.
+        RequestError: no package, or several in one; another kind of output; an output that exists,
+            cannot be written or would take the place of what is read.
         DataError: a damaged package; metadata that cannot be read.
     """
     if output is not None:
         if output.suffix not in TABLES:
             raise RequestError(f"{output}: the table is a {' or '.join(TABLES)} file")
         refuse_existing(output, overwrite=overwrite)
+        refuse_unwritable(output)
     records = None if metadata is None else read_records(Path(metadata), without="nucraw")
     if records is not None:
         require_column(records, "image_file", str(metadata))
     images = Images(package, engine=engine, workers=workers, address=address)
+    if output is not None:
+        refuse_overlap(images, [output], [] if metadata is None else [Path(metadata)])
     saved = index_path(Path(os.path.abspath(package)))  # noqa: PTH100 - as `load_index` makes it
     table = images.index.with_columns(size=_sizes(images))
     if hash:

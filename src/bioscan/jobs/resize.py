@@ -1,7 +1,7 @@
 """A package of photographs at another size."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +58,7 @@ def resize(
     overwrite: bool = False,
     progress: Callable[..., None] | None = None,
     finish: Callable[[Bulk], None] | None = None,
+    outputs: Sequence[Path] = (),
 ) -> ResizedPackage:
     """Resize every image of a package into a new one; an interrupted job goes on where it was.
 
@@ -75,6 +76,7 @@ def resize(
         overwrite: As for `jobs.bulk.run_bulk`.
         progress: Called with `done` and `total` images.
         finish: As for `jobs.bulk.run_bulk`.
+        outputs: As for `jobs.bulk.run_bulk`.
 
     Raises:
         RequestError: as `run_bulk`.
@@ -95,6 +97,7 @@ def resize(
         overwrite=overwrite,
         progress=progress,
         finish=finish,
+        outputs=outputs,
     )
     counts = dict(bulk.rows["how"].value_counts().rows())
     names = bulk.rows["name"]
@@ -109,6 +112,6 @@ def _resized(settings: ResizeSettings, images: Images, row: int) -> Made:
     if images.is_array(row):
         made = resize_pixels(images.array(row), settings, **where)
     else:
-        made = resize_file(images.read(row), settings, **where)
+        made = resize_file(images.read_checked(row), settings, **where)
     facts = made._asdict()
     return Made(where["name"], images.index.item(row, "part"), facts.pop("data"), facts)

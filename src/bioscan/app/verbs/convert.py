@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bioscan.app import output as out
-from bioscan.app.failures import refuse_failures, tell_failures, write_failures
+from bioscan.app.failures import tell_failures, write_failures
 from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, Workers, crew
 
 
@@ -37,7 +37,6 @@ def run(
     """
     from bioscan.jobs.convert import convert
 
-    refuse_failures(failures, target, overwrite=overwrite)
     with out.progress("converting", "images") as progress:
         made = convert(
             source,
@@ -51,11 +50,14 @@ def run(
             overwrite=overwrite,
             progress=progress,
             finish=lambda bulk: write_failures(failures, bulk.failed),
+            outputs=[failures] if failures else [],
         )
     bulk = made.bulk
     total = bulk.images + bulk.failed.height
     if json:
         out.show(out.to_json({"source": source, **made.to_dict()}))
+    elif bulk.target is None:
+        out.say(f"no image could be converted: {target} is not written")
     else:
         out.show(f"{bulk.images:,} of {total:,} images, {bulk.bytes:,} bytes: {target} ({bulk.form})")
         if made.encoded:

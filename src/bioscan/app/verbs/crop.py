@@ -12,7 +12,7 @@ from bioscan.config import layered
 from bioscan.data.packages import package_name
 from bioscan.data.preprocess import CropSettings, ResizeSettings
 from bioscan.errors import RequestError
-from bioscan.files import refuse_existing
+from bioscan.files import refuse_in_use
 
 Flags = flags_of(CropSettings)
 
@@ -32,7 +32,7 @@ def run(
     boxes_out: Path | None = None,
     settings: Annotated[Flags | None, Parameter(name="*")] = None,  # type: ignore[valid-type]
     resize: int | None = None,
-    fix: Literal["shorter", "height"] = "shorter",
+    fix: Literal["shorter", "height"] | None = None,
     enlarge: Annotated[bool, Parameter(negative="")] = False,
     quality: int = 75,
     subsampling: Literal["420", "422", "444", "gray"] = "420",
@@ -67,7 +67,7 @@ def run(
         boxes_only: Make the table alone; CROPS is not given.
         boxes_out: Box table, by its ending as --boxes [default: CROPS.boxes.parquet].
         resize: Pixels of the crop's side that --fix names [default: as cut].
-        fix: shorter or height, as in `bioscan resize`.
+        fix: With --resize: shorter or height, as in `bioscan resize` [default: shorter].
         enlarge: With --resize, enlarge smaller crops too, as the paper's program does.
         quality: Of JPEGs, 1 to 100 as libjpeg counts.
         subsampling: Chroma of JPEGs: 420, 422, 444, or gray for none.
@@ -81,17 +81,16 @@ def run(
         workers: Processes [default: one per core; for a learned detector one].
     """
     table = _table(crops, boxes_only, boxes_out)
-    written = [path.absolute() for path in (crops, table, sheet, failures) if path]
-    if len(set(written)) < len(written):
-        raise RequestError("two of the outputs have one name")
-    for target in filter(None, (sheet, failures)):
-        refuse_existing(target, overwrite=overwrite)
+    if sheet and sheet.suffix.lower() != ".png":
+        raise RequestError(f"--sheet is {sheet}; its name must end in .png")
+    if resize is None and (fix or enlarge):
+        raise RequestError(f"--{'fix' if fix else 'enlarge'} is about the size of crops; add --resize")
     if mm_per_px is not None and scale is not None:
         raise RequestError("--mm-per-px and --scale say the same thing; give one of the two")
     if doubtful < 1:
         raise RequestError(f"--doubtful is {doubtful}; 1 or more is needed")
     chosen = layered(CropSettings, flags=settings)
-    given = {"shorter_side": resize, "fix": fix, "quality": quality, "subsampling": subsampling}
+    given = {"shorter_side": resize, "fix": fix or "shorter", "quality": quality, "subsampling": subsampling}
     output = layered(ResizeSettings, flags={**given, "enlarge": enlarge})
     from bioscan.data.images import Images
     from bioscan.jobs.crop import CropResult, crop
@@ -130,13 +129,14 @@ def run(
             overwrite=overwrite,
             progress=progress,
             finish=finish,
+            outputs=[*filter(None, (sheet, failures))],
         )
     facts = made.to_dict()
     if json:
-        out.show(out.to_json({"crops": crops, "boxes": table, "sheet": sheet} | facts))
+        out.show(out.to_json({"crops": made.target, "boxes": table, "sheet": sheet} | facts))
     else:
         out.show(_text(facts, crops, table, sheet))
-    return tell_failures(made.failed, len(images), failures)
+    return tell_failures(made.failed, made.pictures, failures)
 
 
 def _table(crops: Path | None, boxes_only: bool, boxes_out: Path | None) -> Path:
@@ -149,6 +149,7 @@ def _table(crops: Path | None, boxes_only: bool, boxes_out: Path | None) -> Path
         return boxes_out
     if crops is None:
         raise RequestError("where do the crops go? Name a package, or pass --boxes-only")
+    refuse_in_use(crops)
     return crops.with_name(f"{package_name(crops)}.boxes.parquet")
 
 
@@ -158,12 +159,17 @@ def _text(facts: dict[str, Any], crops: Path | None, table: Path, sheet: Path | 
     lines = [f"{facts['pictures']:,} pictures: {found}"]
     if names := facts["without_specimen"]:
         more = ", …" if len(names) > _NAMED else ""
-        lines.append(f"none: {', '.join(names[:_NAMED])}{more} (kind none in the table)")
+        lines.append(f"none: {', '.join(map(out.printable, names[:_NAMED]))}{more} (kind none in the table)")
     for unit, told in facts["lengths"].items():
         least, median, most = (f"{told[name]:,.4g}" for name in ("least", "median", "most"))
         lines.append(f"length: median {median} {unit}, {least} to {most}, {told['specimens']:,} insects")
+    if facts["without_scale"]:
+        lines.append(f"scale: none for {facts['without_scale']:,} of {facts['pictures']:,} pictures")
     if crops:
-        lines.append(f"crops: {crops}, {facts['cropped']:,} pictures")
+        made = (
+            f"{crops}, {facts['cropped']:,} pictures" if facts["cropped"] else f"none; {crops} is not written"
+        )
+        lines.append(f"crops: {made}")
     lines.append(f"boxes: {table}")
     if sheet:
         lines.append(f"doubtful: {sheet}")

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,10 +62,9 @@ def run(
         raise RequestError("--list and --check are two requests; give one")
     chosen = layered(DownloadSettings, file=config, table="download", flags=settings)
     if list_:
-        listed = released(files)
+        listed = [(file, mirrors_of(file, mirror, base_url)) for file in released(files)]
         if json:
-            rows = [as_dict(file) | {"mirrors": dict(mirrors_of(file, mirror, base_url))} for file in listed]
-            out.show(out.to_json({"files": rows}))
+            out.show(out.to_json({"files": [as_dict(file) | {"mirrors": at} for file, at in listed]}))
         else:
             out.show(as_table(listed, collapsed=not files))
         return 0
@@ -112,17 +111,17 @@ def as_dict(file: "ReleasedFile") -> dict[str, object]:
     return {key: getattr(file, key) for key in keys}
 
 
-def as_table(files: "tuple[ReleasedFile, ...]", *, collapsed: bool) -> str:
-    """Released files with size, MD5 and mirrors; a group of many in one line if wanted."""
-    groups: dict[str, list[ReleasedFile]] = {}
-    for file in files:
-        groups.setdefault(file.group, []).append(file)
+def as_table(listed: "list[tuple[ReleasedFile, Mapping[str, str]]]", *, collapsed: bool) -> str:
+    """Released files with size, MD5 and the mirrors to ask; a group of many in one line if wanted."""
+    groups: dict[str, list[tuple[ReleasedFile, Mapping[str, str]]]] = {}
+    for entry in listed:
+        groups.setdefault(entry[0].group, []).append(entry)
     rows = []
     for group, members in groups.items():
         one = collapsed and len(members) > MANY
-        for file in members[:1] if one else members:
+        for file, mirrors in members[:1] if one else members:
             size = f"{file.size:,}" if file.size else f"about {file.about}" if file.about else "–"
-            places = ", ".join(file.mirrors) or f"none; see {file.page}"
+            places = ", ".join(mirrors) or (f"none; see {file.page}" if file.page else "none")
             name = f"{len(members)} files: {file.name} …" if one else file.name
             rows.append([group, name, size, file.md5 or "–", places])
     return out.table(rows, ["group", "file", "bytes", "MD5", "mirrors"])

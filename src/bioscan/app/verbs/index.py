@@ -160,9 +160,7 @@ def _block(title: str, names: Sequence[str], limit: int) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name on one line: what a terminal would act on is spelled out."""
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-    return plain if len(plain) <= _WIDTH else f"{plain[: _WIDTH // 2 - 1]}…{plain[-_WIDTH // 2 :]}"
+    return out.printable(name, _WIDTH)
 
 
 def _path(row: dict[str, Any], part: str = "part") -> str:

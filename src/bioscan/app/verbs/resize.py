@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from bioscan.app import output as out
-from bioscan.app.failures import refuse_failures, tell_failures, write_failures
+from bioscan.app.failures import tell_failures, write_failures
 from bioscan.app.flags import Address, Engine, Failures, Form, Json, Overwrite, Workers, crew, flags_of
 from bioscan.config import layered
 from bioscan.data.preprocess import ResizeSettings
@@ -44,7 +44,6 @@ def run(
     from bioscan.jobs.resize import resize
 
     chosen = layered(ResizeSettings, flags=settings)
-    refuse_failures(failures, target, overwrite=overwrite)
     with out.progress("resizing", "images") as progress:
         made = resize(
             source,
@@ -57,11 +56,14 @@ def run(
             overwrite=overwrite,
             progress=progress,
             finish=lambda bulk: write_failures(failures, bulk.failed),
+            outputs=[failures] if failures else [],
         )
     bulk = made.bulk
     total = bulk.images + bulk.failed.height
     if json:
         out.show(out.to_json({"source": source, **made.to_dict()}))
+    elif bulk.target is None:
+        out.say(f"no image could be resized: {target} is not written")
     else:
         out.show(f"{bulk.images:,} of {total:,} images, {bulk.bytes:,} bytes: {target} ({bulk.form})")
         out.show(", ".join(f"{count:,} {how}" for how, count in made.counts.items() if count))
@@ -70,6 +72,6 @@ def run(
     if not made.odd_names.is_empty():
         out.say(
             f"JPEGs now, under the names of other kinds of files: {made.odd_names.len():,} "
-            f"(first: {made.odd_names[0]})"
+            f"(first: {out.printable(made.odd_names[0])})"
         )
     return tell_failures(bulk.failed, total, failures)
