@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bioscan.data import image_index
 from bioscan.data.image_index import index_path, load_index
-from bioscan.data.images import MAX_IMAGE_BYTES, Images
+from bioscan.data.images import MAX_IMAGE_BYTES, Images, _no_pread
 from bioscan.errors import BioscanError, DataError, ImageError, RequestError
 from bioscan.vocabulary import FOOTER
 
@@ -740,7 +740,7 @@ def test_threads_read_the_same_package_at_once(
     tmp_path: Path, pread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not pread:
-        monkeypatch.setattr("bioscan.data.images._PREAD", None)  # as on Windows
+        monkeypatch.setattr("bioscan.data.images._pread", _no_pread)  # as on Windows
     files = {f"{n}.jpg": content(str(n), 5_000) for n in range(50)}
     package = Images(make_zip(tmp_path / "a.zip", files))
     failures: list[str] = []

@@ -715,15 +715,15 @@ def test_real_photographs_are_cropped_around_the_insect(
             assert made.width == made.height == pytest.approx(1.4 * longer, abs=2)
 
 
-def test_a_learned_detector_is_used_by_its_folder(three: tuple[Path, Path], tmp_path: Path) -> None:
+def save_detector(folder: Path, *, seed: int) -> None:
+    """A detector of random weights, which says one insect of every picture."""
     torch = pytest.importorskip("torch")
     from bioscan.learn import detector_folder, detector_models
-    from bioscan.learn.detection import load_detector
 
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     network, config = detector_models.create("dense", None)
     detector_folder.save(
-        tmp_path / "detector",
+        folder,
         network.state_dict(),
         architecture="dense",
         config=config,
@@ -732,7 +732,33 @@ def test_a_learned_detector_is_used_by_its_folder(three: tuple[Path, Path], tmp_
         many_from=None,
         record={},
         history=[],
+        overwrite=True,
     )
+
+
+def test_a_job_is_not_taken_up_with_another_detector_in_the_same_run_folder(
+    three: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    def stop(made: object) -> None:
+        raise KeyboardInterrupt
+
+    save_detector(run / "model", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        crop(three[0], tmp_path / "crops", detector=str(run), device="cpu", finish=stop)
+    save_detector(run / "model", seed=4)
+    with pytest.raises(RequestError, match="crops exists"):  # put there by the other one
+        crop(three[0], tmp_path / "crops", detector=str(run), device="cpu")
+    save_detector(run / "model", seed=3)
+    made = crop(three[0], tmp_path / "crops", detector=str(run), device="cpu")
+    assert (made.crops, made.resumed) == (3, 1)
+
+
+def test_a_learned_detector_is_used_by_its_folder(three: tuple[Path, Path], tmp_path: Path) -> None:
+    from bioscan.learn.detection import load_detector
+
+    save_detector(tmp_path / "detector", seed=3)
     made = crop(three[0], tmp_path / "crops", detector=str(tmp_path / "detector"), device="cpu")
     detector = load_detector(tmp_path / "detector", device="cpu")
     for name in ("a.png", "b.png"):

@@ -82,6 +82,16 @@ IMAGE_FOLDER: Final = "bioscan/images"
 `bioscan/images/<package>/part<chunk_number>/<image_file>`."""
 HDF5_GROUP: Final = "bioscan_dataset"
 
+
+def part_path(name: str, part: int | None) -> str:
+    """Path of an image below its package.
+
+    >>> part_path("a.jpg", 3), part_path("a.jpg", None)
+    ('part3/a.jpg', 'a.jpg')
+    """
+    return name if part is None else f"part{part}/{name}"
+
+
 SAMPLE_ID: Final = re.compile(r"^(?P<plate>.+)-(?P<well>[A-H](?:0?[1-9]|1[0-2]))$")
 """Plate and well of a sample id such as BIOUG68001-C12; some published ids have neither."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from bioscan.app import output as out
+from bioscan.vocabulary import part_path
 
 _SHOWN = 5
 """Failures that are told where they are not written to a file."""
@@ -32,7 +33,7 @@ def tell_failures(failed: pl.DataFrame, total: int, failures: Path | None) -> in
     where = f"see {failures}" if failures else "--failures FILE lists them"
     out.say(f"{failed.height:,} of {total:,} images failed; {where}")
     for row in failed.head(0 if failures else _SHOWN).iter_rows(named=True):
-        name = row["name"] if row["part"] is None else f"part{row['part']}/{row['name']}"
+        name = part_path(row["name"], row["part"])
         place = f" ({row['place']})" if row["place"] else ""
         out.say("  " + out.printable(f"{name}: {row['reason']}{place}"))
     return 1

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from bioscan.errors import DataError, RequestError
+from bioscan.vocabulary import part_path
 
 CATEGORY: Final = {"id": 0, "name": "insect", "supercategory": "none"}
 """As in the published annotations of BIOSCAN-1M's failed crops."""
@@ -112,8 +113,7 @@ def coco_dataset(frame: pl.DataFrame, ids: Sequence[Any], record: Mapping[str, A
     images: dict[Any, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []
     for row, image_id, bbox in zip(frame.to_dicts(), ids, _bbox(frame), strict=True):
-        folder = "" if row["part"] is None else f"part{row['part']}/"
-        image = {"id": image_id, "file_name": f"{folder}{row['image_file']}"}
+        image = {"id": image_id, "file_name": part_path(row["image_file"], row["part"])}
         image |= {name: row[name] for name in ("width", "height", "kind") if row[name] is not None}
         images.setdefault(image_id, image)
         if row["x0"] is not None:

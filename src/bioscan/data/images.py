@@ -3,6 +3,7 @@
 A package is an index of byte ranges (`data.image_index`); reading one image is one `pread`.
 """
 
+import errno
 import math
 import os
 import threading
@@ -28,7 +29,14 @@ _WINDOW_BYTES, _WINDOW_ROWS = 64 << 20, 4096
 """Of a Parquet table, read at a time and kept: its pages are decoded as a whole."""
 _PROCESS: Final = os.getpid()
 """Another one than now in a forked process, where Polars' threads are gone and it would wait for ever."""
-_PREAD: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)
+
+
+def _no_pread(handle: int, length: int, place: int) -> bytes:
+    """Where the system has none: `read` then goes on as for a file that is not open yet."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+_pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _no_pread)
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """Windows alone has text files at this level; a FIFO is not waited for."""
 _REASONS: Final = {
@@ -251,8 +259,8 @@ class Images:
         try:
             # held while it is read: closed by another thread, its handle may be another file's
             file = self._files[self._number[row]]
-            data = _PREAD(file.handle, length, self._offset[row]) if _PREAD else self._range(row, length)
-        except OSError:  # not open yet
+            data = _pread(file.handle, length, self._offset[row])
+        except OSError:  # not open yet, or no pread
             data = self._range(row, length)
         if len(data) != length:
             raise self._short(row, len(data), length)
@@ -360,8 +368,8 @@ class Images:
             file = self._files[number]
             if file.handle < 0:
                 file = self._open(number)
-            if _PREAD:
-                return _PREAD(file.handle, length, self._offset[row])
+            if _pread is not _no_pread:
+                return _pread(file.handle, length, self._offset[row])
             with self._lock:
                 os.lseek(file.handle, self._offset[row], os.SEEK_SET)
                 return os.read(file.handle, length)

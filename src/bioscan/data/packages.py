@@ -31,7 +31,7 @@ import polars as pl
 from bioscan.data.image_index import EXTENSIONS
 from bioscan.errors import RequestError, unknown
 from bioscan.files import sync
-from bioscan.vocabulary import FOOTER, HDF5_GROUP, IMAGE_FOLDER
+from bioscan.vocabulary import FOOTER, HDF5_GROUP, IMAGE_FOLDER, part_path
 
 FORMS: Final = ("folder", "zip", "hdf5", "webdataset", "parquet")
 _SUFFIXES: Final = {
@@ -203,10 +203,6 @@ def _paths(images: pl.DataFrame) -> pl.Series:
     return images.select(part.otherwise(pl.lit("")) + pl.col("name")).to_series()
 
 
-def _path(name: str, part: int | None) -> str:
-    return name if part is None else f"part{part}/{name}"
-
-
 # -- spools
 
 
@@ -266,7 +262,7 @@ _PERMISSIONS: Final = 0o100644
 
 def _zip_name(name: str, part: int | None, package: str) -> tuple[bytes, int]:
     """A member's path, and the flag that says whether it is UTF-8 beyond ASCII."""
-    path = f"{IMAGE_FOLDER}/{package}/{_path(name, part)}"
+    path = f"{IMAGE_FOLDER}/{package}/{part_path(name, part)}"
     return path.encode(), 0 if path.isascii() else 0x800
 
 
@@ -289,7 +285,7 @@ def _add_tar(file: BinaryIO, package: str) -> Add:
     """Members in ustar form; in pax form where a name does not fit."""
 
     def add(name: str, part: int | None, data: bytes) -> Spooled:
-        member = tarfile.TarInfo(_path(name, part))
+        member = tarfile.TarInfo(part_path(name, part))
         member.size = len(data)
         try:
             header = member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")

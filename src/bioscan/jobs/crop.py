@@ -509,12 +509,12 @@ def _scaled(boxes: pl.DataFrame, scale: float | pl.DataFrame | None) -> pl.DataF
 
 
 def _fingerprint(detector: Path) -> str:
-    """SHA-256 of a checkpoint, or of the files of a detector's folder."""
+    """SHA-256 of a checkpoint, or of the detector in its folder or run folder."""
     if not detector.exists():
         raise RequestError(f"{detector}: no such detector; '{CLASSICAL}' needs no file")
     if detector.is_file():
         return sha256(detector)
-    return _joint(sorted(file for file in detector.iterdir() if file.is_file()))
+    return _joint(sorted(detector.rglob("model.*")))  # in a run folder, one deeper
 
 
 def _joint(files: Iterable[Path]) -> str:

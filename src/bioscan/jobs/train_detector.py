@@ -19,6 +19,7 @@ from bioscan.files import sha256, writing
 from bioscan.learn import detection, detector_folder, detector_training, run_folder, training
 from bioscan.learn.detector_images import Picture
 from bioscan.learn.detector_settings import DetectorSettings
+from bioscan.vocabulary import part_path
 
 _ABSENT: Final = "not in the package"
 
@@ -192,7 +193,7 @@ def _select(boxes: Path, packages: Sequence[Images]) -> _Set:
         corners.setdefault((name, part), []).extend([] if box[0] is None else [box])
     chosen, absent = [], []
     for (name, part, width, height), row, package_number in zip(names.rows(), row_N, package_N, strict=True):
-        shown = name if part is None else f"part{part}/{name}"
+        shown = part_path(name, part)
         if row < 0:
             absent.append(shown)
             continue

@@ -23,7 +23,7 @@ from bioscan.learn import detector_models as models
 from bioscan.learn.detector_images import InputSpec
 from bioscan.learn.detector_network import DetectorNetwork
 from bioscan.learn.detector_settings import DetectorSettings
-from bioscan.learn.model_folder import write_history, write_state
+from bioscan.learn.model_folder import content_sha256, write_history, write_state
 
 SCHEMA_VERSION: Final = 1
 KIND: Final = "detector"
@@ -103,7 +103,7 @@ def save(
             "weights_sha256": sha256(weights),
             **record,
         }
-        info["content_sha256"] = _content_sha256(info)
+        info["content_sha256"] = content_sha256(info)
         (partial / "model.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
         write_history(partial / "history.csv", history)
         (partial / "README.md").write_text(_card(info), encoding="utf-8")
@@ -173,17 +173,11 @@ def _read_info(path: Path) -> dict[str, Any]:
             raise DataError(
                 f"{path}: written by a newer bioscan (schema {info['schema_version']}); update bioscan"
             )
-        if info["content_sha256"] != _content_sha256(info):
+        if info["content_sha256"] != content_sha256(info):
             raise DataError(f"{path / 'model.json'}: was altered after training (its SHA-256 differs)")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path / 'model.json'}: cannot be read ({error})") from None
     return info
-
-
-def _content_sha256(info: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in info.items() if key != "content_sha256"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # -- the paper's checkpoint

@@ -71,7 +71,7 @@ def save(
             **record,
             "taxonomy": taxonomy.to_dict(),
         }
-        info["content_sha256"] = _content_sha256(info)
+        info["content_sha256"] = content_sha256(info)
         (partial / "model.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
         write_history(partial / "history.csv", history)
         (partial / "README.md").write_text(_card(info, taxonomy), encoding="utf-8")
@@ -101,7 +101,7 @@ def load(folder: Path | str, *, device: str | torch.device = "cpu") -> Model:
             raise DataError(
                 f"{folder}: written by a newer bioscan (schema {info['schema_version']}); update bioscan"
             )
-        if info["content_sha256"] != _content_sha256(info):
+        if info["content_sha256"] != content_sha256(info):
             raise DataError(f"{folder / 'model.json'}: was altered after training (its SHA-256 differs)")
         taxonomy = Taxonomy.from_dict(info["taxonomy"])
         image = info["image"]
@@ -129,7 +129,8 @@ def load(folder: Path | str, *, device: str | torch.device = "cpu") -> Model:
     return Model(network.to(device).eval(), taxonomy, spec, info, info["content_sha256"])
 
 
-def _content_sha256(info: Mapping[str, Any]) -> str:
+def content_sha256(info: Mapping[str, Any]) -> str:
+    """SHA-256 of what a model.json says, itself left out."""
     content = {key: value for key, value in info.items() if key != "content_sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

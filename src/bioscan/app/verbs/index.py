@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from bioscan.app import output as out
 from bioscan.app.flags import Address, Engine, Json, Overwrite, Workers, crew
+from bioscan.vocabulary import part_path
 
 if TYPE_CHECKING:
     from bioscan.jobs.index import Contents
@@ -164,8 +165,7 @@ def _shown(name: str) -> str:
 
 
 def _path(row: dict[str, Any], part: str = "part") -> str:
-    number = row.get(part)
-    return _shown(row["name"] if number is None else f"part{number}/{row['name']}")
+    return _shown(part_path(row["name"], row.get(part)))
 
 
 def _counts(counts: dict[str, int]) -> str:
