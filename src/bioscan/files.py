@@ -117,7 +117,7 @@ def put_folder(made: Path, target: Path, *, mark: str | None = None) -> None:
     if target.exists():
         target.replace(older)
     made.replace(target)
-    _remove(older)
+    remove(older)
     sync(target.parent)
 
 
@@ -136,7 +136,7 @@ def _partial(target: Path, *, folder: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _FRESH_S:
                 with locked(left):
-                    _remove(left)
+                    remove(left)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir() if folder else partial.touch(exist_ok=False)
@@ -149,7 +149,7 @@ def _partial(target: Path, *, folder: bool = False) -> Iterator[Path]:
             raise RequestError(f"{target}: {reason}; nothing was written") from None
         raise
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 @contextlib.contextmanager
@@ -172,7 +172,8 @@ def locked(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with what is in it; nothing there is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

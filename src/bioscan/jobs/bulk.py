@@ -7,12 +7,9 @@ taken up again ends byte for byte like one that was not.
 
 import contextlib
 import functools
-import glob
 import hashlib
-import itertools
 import json
 import os
-import shutil
 import tempfile
 import unicodedata
 import uuid
@@ -25,10 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from bioscan.data.image_index import HIDDEN, IMAGE, index_path
+from bioscan.data.image_index import HIDDEN, IMAGE
 from bioscan.data.images import Images
 from bioscan.data.packages import (
-    MARK,
     SPOOLED,
     Add,
     assemble,
@@ -40,17 +36,18 @@ from bioscan.data.packages import (
     refusal,
     spooling,
 )
-from bioscan.errors import ImageError, RequestError
-from bioscan.files import (
-    behind_link,
-    locked,
-    no_room,
-    put_folder,
-    refuse_existing,
-    refuse_in_use,
-    refuse_unwritable,
-    sync,
-    writing,
+from bioscan.errors import ImageError
+from bioscan.files import behind_link, refuse_in_use, refuse_unwritable, remove, writing
+from bioscan.jobs.work_folder import (
+    WHOLE,
+    WorkFolder,
+    held,
+    put,
+    refuse_outputs,
+    refuse_overlap,
+    refuse_target,
+    remove_work_folder,
+    telling_of_a_full_disk,
 )
 from bioscan.parallel import map_shards
 from bioscan.vocabulary import FOOTER
@@ -103,8 +100,8 @@ _LEFT_OUT: Final = {
 """Why a member is not in the index -> in words; of what is named like an image, only HDF5 datasets are
 `not an image`."""
 _SIDECAR: Final = pl.Schema({**SPOOLED, "place": pl.String(), "reason": pl.String()})
-_MADE, _WHOLE = "shards.done", "package.done"
-"""Files of the work folder that say: every shard is there, the package is whole."""
+_MADE: Final = "shards.done"
+"""File of the work folder that says: every shard is there."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +233,11 @@ def run_bulk(
             else:
                 work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bioscan-"))) / "work"
         work = Path(os.path.abspath(work))  # noqa: PTH100 - other nodes have another working folder
-        place = _Place(work, whole, str(target or work), form, schema)
-        _refuse_target(place, job, overwrite=overwrite)
-        _refuse_outputs(place, job, outputs, overwrite=overwrite)
-        stack.enter_context(_held(place, job, overwrite=overwrite))
-        stack.enter_context(_telling_of_a_full_disk(place))
+        place = WorkFolder(work, whole, str(target or work), form, schema)
+        refuse_target(place, job, overwrite=overwrite)
+        refuse_outputs(place, job, outputs, overwrite=overwrite)
+        stack.enter_context(held(place, job, overwrite=overwrite))
+        stack.enter_context(telling_of_a_full_disk(place))
         safe = ~source.index["unsafe"].to_numpy() if target else np.ones(len(source), np.bool_)
         rows = np.flatnonzero(safe)
         cuts = _cut(sizes[rows], shard_images)
@@ -249,7 +246,7 @@ def run_bulk(
             spools = {number: _whole_spool(place, number) for number in range(len(cuts))}
             for spool in place.spools.glob("*.spool"):
                 if spool not in spools.values():
-                    _drop(spool)
+                    remove(spool)
             done = [number for number, spool in spools.items() if spool]
             resumed = len(done)
             shards = _Pending(source, [(n, rows[cut]) for n, cut in enumerate(cuts) if not spools[n]])
@@ -263,14 +260,14 @@ def run_bulk(
             place.mark(_MADE)
         images, failed, made = _collected(place, len(cuts))
         wanted = target is not None and not images.is_empty()  # a package without images is none
-        if target and wanted and not place.has(_WHOLE):
+        if target and wanted and not place.has(WHOLE):
             facts = {"images": images.height, "failed": failed.height, **job}
             assemble(
                 images, place.spools, place.staged, target, form, attributes=_attributes(source), record=facts
             )
-            place.mark(_WHOLE)
+            place.mark(WHOLE)
         if target and place.staged.exists():
-            _put(place, overwrite=overwrite)
+            put(place, overwrite=overwrite)
         bulk = Bulk(
             target if wanted else None,
             form,
@@ -283,56 +280,15 @@ def run_bulk(
             resumed,
         )
         if finish and outputs:
-            _refuse_outputs(place, job, outputs, overwrite=overwrite)  # some may have come meanwhile
+            refuse_outputs(place, job, outputs, overwrite=overwrite)  # some may have come meanwhile
             with writing(place.written, overwrite=True) as partial:
                 partial.write_text(
                     json.dumps([str(output.resolve()) for output in outputs]), encoding="utf-8"
                 )
         if finish:
             finish(bulk)
-        _remove(place.work)
+        remove_work_folder(place.work)
     return bulk
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a job's work lies."""
-
-    work: Path
-    target: Path | None
-    shown: str
-    """The target as it was named, for messages."""
-    form: str
-    schema: pl.Schema
-    """Of the rows."""
-
-    @property
-    def spools(self) -> Path:
-        return self.work / "shards"
-
-    @property
-    def staged(self) -> Path:
-        """The package before it is moved to its place."""
-        return self.work / "package"
-
-    @property
-    def job(self) -> Path:
-        return self.work / "job.json"
-
-    @property
-    def written(self) -> Path:
-        """Names of the outputs, from the moment on when `finish` writes them."""
-        return self.work / "outputs.json"
-
-    def sidecar(self, number: int) -> Path:
-        return self.spools / f"{number:07d}.parquet"
-
-    def has(self, mark: str) -> bool:
-        return (self.work / mark).exists()
-
-    def mark(self, mark: str) -> None:
-        (self.work / mark).touch()
-        sync(self.work)
 
 
 class _Pending:
@@ -354,65 +310,6 @@ def _silent(done: int, total: int | None = None) -> None:
 
 
 # -- before the work
-
-
-def refuse_overlap(source: Images, outputs: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
-    """Raise a RequestError where an output would take the place of what is read, or of another output.
-
-    Args:
-        source: The package; its archives and its saved index count too.
-        outputs: Files and folders to be written.
-        inputs: Others that are read.
-    """
-    whole = Path(os.path.abspath(source.path))  # noqa: PTH100 - as `load_index` makes it
-    package = [*([whole] if whole.exists() else []), *(source.base / name for name in source.containers)]
-    read = [(path.resolve(), "the source package") for path in package]
-    read.append((index_path(whole).resolve(), "the saved index of the source"))
-    read += [(path.resolve(), str(path)) for path in inputs]
-    places = [(output, output.resolve()) for output in outputs]
-    for output, here in places:
-        for path, what in read:
-            if here == path:
-                raise RequestError(f"{output} is {what}, which is read; choose another name")
-            if path in here.parents:
-                raise RequestError(f"{output} lies in {what}, which is read; choose another place")
-            if here in path.parents:
-                raise RequestError(f"{output} holds {what}, which is read; choose another place")
-    for (one, here), (other, there) in itertools.combinations(places, 2):
-        if here == there:
-            raise RequestError(f"{other}: two of the outputs have this name")
-        if here in there.parents or there in here.parents:
-            raise RequestError(f"{one} and {other}: one of the outputs lies in the other")
-
-
-def _refuse_target(place: _Place, job: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Raise where the target is there, and is not to be replaced or no package of ours."""
-    target = place.target
-    if target is None or not target.exists():
-        return
-    if place.has(_WHOLE) and not place.staged.exists() and _read(place.job) == job:
-        return  # put there by a run that was killed right after
-    if not is_folder(target, place.form):
-        refuse_existing(target, overwrite=overwrite)
-        if target.is_dir():
-            raise RequestError(f"{place.shown} is a folder; name a file")
-        return
-    if not target.is_dir():
-        raise RequestError(f"{place.shown} is a file; name a folder")
-    if any(target.iterdir()):
-        refuse_existing(target, overwrite=overwrite)
-        if not (target / MARK).is_file():
-            raise RequestError(f"{place.shown} is no package that was made here; it is not replaced")
-
-
-def _refuse_outputs(
-    place: _Place, job: Mapping[str, Any], outputs: Sequence[Path], *, overwrite: bool
-) -> None:
-    """Raise where an output is there, and not because a run of the same job had begun to write it."""
-    ours = (_read(place.written) or []) if _read(place.job) == job else []
-    for output in outputs:
-        if str(output.resolve()) not in ours:
-            refuse_existing(output, overwrite=overwrite)
 
 
 def _stamp(source: Images) -> tuple[NDArray[np.int64], str]:
@@ -457,109 +354,10 @@ def _cut(sizes: NDArray[np.int64], images: int | None) -> list[slice]:
     return cuts
 
 
-@contextlib.contextmanager
-def _held(place: _Place, job: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
-    """The work folder, for this process alone, with this job in it."""
-    with contextlib.ExitStack() as stack:
-        while True:
-            place.work.mkdir(parents=True, exist_ok=True)
-            try:
-                handle = stack.enter_context(locked(place.work))
-            except BlockingIOError:
-                raise RequestError(
-                    f"{place.shown}: another process is working on it (in {place.work})"
-                ) from None
-            except OSError:  # a file system without locks
-                break
-            with contextlib.suppress(FileNotFoundError):  # the one before ended, and took it along
-                if os.path.samestat(os.fstat(handle), place.work.stat()):
-                    break
-            stack.close()
-        there = _read(place.job)
-        if there != job:
-            _refuse_other_job(place, there, job, overwrite=overwrite)
-            for entry in place.work.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            with writing(place.job) as partial:
-                partial.write_text(json.dumps(job, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        place.spools.mkdir(exist_ok=True)
-        left = place.work.parent.glob(f"{glob.escape(place.work.name)}.*.partial")
-        for partial in [*place.spools.glob("*.partial"), *left]:
-            _drop(partial)
-        try:
-            yield
-        except BaseException:
-            if not any(place.spools.glob("*.parquet")):  # nothing to go on with
-                shutil.rmtree(place.work, ignore_errors=True)
-            raise
-
-
-def _remove(work: Path) -> None:
-    """In one step first: half a work folder would be no unfinished job."""
-    left = work.with_name(f"{work.name}.{uuid.uuid4().hex[:8]}.partial")
-    work.replace(left)
-    shutil.rmtree(left, ignore_errors=True)
-
-
-def _read(file: Path) -> Any:
-    """What a JSON file holds; None where there is none, or half of one."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _refuse_other_job(place: _Place, there: Any, job: Mapping[str, Any], *, overwrite: bool) -> None:
-    if there is None:
-        others = sorted(
-            entry.name for entry in place.work.iterdir() if not entry.name.startswith(".job.json.")
-        )
-        if others and not place.job.exists():
-            raise RequestError(f"{place.work} holds {others[0]}, which is not ours; choose another folder")
-        if not place.job.exists():
-            return
-    if not overwrite:
-        raise RequestError(
-            f"{place.work} holds an unfinished job with other settings ({_difference(there, job)}); run that "
-            "one to its end, or pass --overwrite to drop it"
-        )
-
-
-def _difference(there: Any, job: Mapping[str, Any]) -> str:
-    """What differs, with both values where they are short."""
-    before, now = _flat(there), _flat(job)
-    for name in [*now, *before]:
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            named = name.removeprefix("record.").removeprefix("settings.")
-            return "another source" if name == "source" else f"{named}: {old}, now {new}"
-    return "unreadable"
-
-
-def _flat(values: Any, within: str = "") -> dict[str, Any]:
-    """Inner values by their path, `record.settings.quality`."""
-    if not isinstance(values, Mapping):
-        return {within.removesuffix("."): values}
-    return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{within}{name}.").items()}
-
-
-@contextlib.contextmanager
-def _telling_of_a_full_disk(place: _Place) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if reason := no_room(error):
-            raise RequestError(
-                f"{place.shown}: {reason}; what is done stays in {place.work}: make room and "
-                "run the same again"
-            ) from None
-        raise
-
-
 # -- a shard
 
 
-def _do_shard(place: _Place, step: Step, shard: tuple[int, Images]) -> None:
+def _do_shard(place: WorkFolder, step: Step, shard: tuple[int, Images]) -> None:
     """Make a shard's spool and, when that is whole, its sidecar.
 
     The spool's name is new each time, and the sidecar tells it: a worker that was thought dead and is not
@@ -569,7 +367,7 @@ def _do_shard(place: _Place, step: Step, shard: tuple[int, Images]) -> None:
     spool = place.spools / f"{number:07d}-{uuid.uuid4().hex[:8]}.spool"
     partial = spool.with_suffix(".spool.partial")
     rows: list[dict[str, Any]] = []
-    with _telling_of_a_full_disk(place):
+    with telling_of_a_full_disk(place):
         try:
             with spooling(partial, place.form, package_name(place.target or spool)) as add:
                 for result in step(images):
@@ -581,11 +379,11 @@ def _do_shard(place: _Place, step: Step, shard: tuple[int, Images]) -> None:
             pl.DataFrame(rows, schema=schema, orient="row").write_parquet(sidecar, metadata={FOOTER: text})
             sidecar.replace(place.sidecar(number))
         except BaseException:
-            _drop(partial)
+            remove(partial)
             raise
 
 
-def _row(result: Made | Failed, add: Add, place: _Place, spool: str) -> dict[str, Any]:
+def _row(result: Made | Failed, add: Add, place: WorkFolder, spool: str) -> dict[str, Any]:
     """A row of a sidecar."""
     name = unicodedata.normalize("NFC", result.name)
     found = {"name": name, "part": result.part}
@@ -599,11 +397,11 @@ def _row(result: Made | Failed, add: Add, place: _Place, spool: str) -> dict[str
     return found | ({"row": result.row} if place.schema else {})
 
 
-def _schema(place: _Place) -> pl.Schema:
+def _schema(place: WorkFolder) -> pl.Schema:
     return pl.Schema({**_SIDECAR, "row": pl.Struct(place.schema)} if place.schema else _SIDECAR)
 
 
-def _whole_spool(place: _Place, number: int) -> Path | None:
+def _whole_spool(place: WorkFolder, number: int) -> Path | None:
     """The spool of a shard that is done; it may have lost its end when the machine stopped."""
     sidecar = place.sidecar(number)
     try:
@@ -619,17 +417,10 @@ def _whole_spool(place: _Place, number: int) -> Path | None:
     return spool if whole else None
 
 
-def _drop(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 # -- after the work
 
 
-def _collected(place: _Place, shards: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def _collected(place: WorkFolder, shards: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Images (columns of SPOOLED), failures and rows of all shards, in order."""
     frames = [pl.read_parquet(place.sidecar(number), schema=_schema(place)) for number in range(shards)]
     frame = pl.concat([pl.DataFrame(schema=_schema(place)), *frames])
@@ -671,15 +462,3 @@ def _attributes(source: Images) -> dict[str, Any]:
     if source.form == "hdf5":
         return hdf5_attributes(source.base / next(iter(source.containers)))
     return {"Description": "Image files, a dataset each"}
-
-
-def _put(place: _Place, *, overwrite: bool) -> None:
-    target = place.target
-    assert target is not None
-    if not target.is_dir() or any(target.iterdir()):
-        refuse_existing(target, overwrite=overwrite)
-    if is_folder(target, place.form):
-        put_folder(place.staged, target, mark=MARK)
-    else:
-        place.staged.replace(target)
-        sync(target.parent)

@@ -14,8 +14,9 @@ from bioscan.data.image_index import READABLE, index_path
 from bioscan.data.images import Images
 from bioscan.errors import RequestError
 from bioscan.files import refuse_existing, refuse_unwritable, writing
-from bioscan.jobs.bulk import Made, each, refuse_overlap, run_bulk
+from bioscan.jobs.bulk import Made, each, run_bulk
 from bioscan.jobs.check import find_images, read_records, require_column
+from bioscan.jobs.work_folder import refuse_overlap
 
 TABLES: Final = (".parquet", ".csv")
 _CONTENT: Final = pl.Schema({"bytes": pl.Int64, "sha256": pl.String})
