@@ -110,6 +110,22 @@ def test_a_worker_that_is_killed_loses_nothing_and_disturbs_no_other(tmp_path: P
     assert {file.read_text() for file in tmp_path.glob("done *")} == {"x"}  # no shard was done twice
 
 
+def die_together(folder: Path, number: int) -> int:
+    """The first workers, one with shard 0 and one with shard 1, die at the same time."""
+    mark = folder / f"first {number}"
+    if number < 2 and not mark.exists():
+        mark.touch()
+        while not all((folder / f"first {other}").exists() for other in (0, 1)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(number)
+
+
+def test_workers_that_are_killed_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    results = list(map_shards(partial(die_together, tmp_path), range(6), workers=2))
+    assert sorted(results) == [(n, n * n) for n in range(6)]
+
+
 def die(number: int) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)

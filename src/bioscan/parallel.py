@@ -119,7 +119,8 @@ def _in_processes(
     ended: list[tuple[int, tuple[bool, Any]]] = []
     try:
         while True:
-            queue.extend(itertools.islice(supply, workers - len(queue)))
+            wanted = max(0, workers - len(queue))  # workers that died may have given back more shards
+            queue.extend(itertools.islice(supply, wanted))
             for pipe, worker in crew.items():
                 if queue and worker.ready and worker.shard is None:
                     worker.shard = queue.popleft()
