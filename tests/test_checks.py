@@ -269,6 +269,20 @@ def test_of_rows_with_one_key_the_first_stays() -> None:
     assert counts == {"drop_duplicate_keys": 1}
 
 
+def test_a_hole_that_is_clear_only_after_another_was_filled_is_filled_too() -> None:
+    frame = table(
+        ("Aus", "Aus", "Bus", "Bus", "Aus"),
+        ("Aus", None, "Bus", "Aus", "Aus"),  # fits the last row's subfamily as long as that has a hole
+        ("Aus", "Bus", "Aus", "Aus", "Aus"),
+        ("Bus", "Bus", "Bus", "Bus", "Aus"),
+        (None, "Bus", "Bus", "Bus", "Aus"),
+    )
+    mended, counts = mend(frame, ["fill_holes"])
+    assert mended["order"].to_list() == ["Aus"] * 3 + ["Bus"] * 2
+    assert mended["family"].to_list() == ["Aus", "Aus", "Bus", "Bus", "Bus"]
+    assert counts == {"fill_holes": 2}
+
+
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(*[names] * 5), min_size=1, max_size=10))
 def test_steps_count_the_rows_that_they_change_and_the_safe_ones_end(rows: list[Row]) -> None:

@@ -256,10 +256,20 @@ def fill_genus(frame: pl.DataFrame) -> Mended:
 
 
 def fill_holes(frame: pl.DataFrame) -> Mended:
-    """Missing ranks above a known one, filled where every other record of the taxon agrees."""
+    """Missing ranks above a known one, filled where every other record of the taxon agrees.
+
+    Repeated until nothing is left to fill: a path that was filled may leave another with one taxon that fits.
+    """
     ranks = [r for r in RANKS if r in frame.columns]
     if not ranks:
         return frame, 0
+    made = frame
+    while not (filled := _filled_once(made, ranks)).equals(made):
+        made = filled
+    return _counted(frame, made)
+
+
+def _filled_once(frame: pl.DataFrame, ranks: Sequence[str]) -> pl.DataFrame:
     paths = frame.select(ranks).unique(maintain_order=True)
     written = [aligned(row, ranks) for row in paths.iter_rows()]
     taxa = resolve_paths(written)
@@ -272,7 +282,7 @@ def fill_holes(frame: pl.DataFrame) -> Mended:
     )
     joined = frame.join(filled, on=ranks, how="left", nulls_equal=True, maintain_order="left")
     made = joined.with_columns(pl.col(f"new {rank}").alias(rank) for rank in ranks)
-    return _counted(frame, made.drop([f"new {rank}" for rank in ranks]))
+    return made.drop([f"new {rank}" for rank in ranks])
 
 
 def majority_parents(frame: pl.DataFrame) -> Mended:
