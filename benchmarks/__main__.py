@@ -22,6 +22,10 @@ NAMES = (
     "resize",
     "crops",
     "loader",
+    "training",
+    "losses",
+    "long_tail",
+    "adapt",
     "evaluation",
 )
 COLUMNS = ("work", "size", "value", "unit", "floor", "ratio", "bound", "peak_mb")

@@ -36,7 +36,7 @@ def run(size: str, work: Path) -> list[dict[str, Any]]:
     count = PICTURES[size]
     package = work / f"loader_{count}.hdf5"
     if not package.exists():
-        _make(package, count)
+        make_package(package, count)
     images = Images(package)
     dataset = SpecimenDataset(images, np.arange(len(images)), image_size=256, crop_size=CROP)
     threads = torch.get_num_threads()
@@ -72,7 +72,7 @@ def run(size: str, work: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _make(package: Path, count: int) -> None:
+def make_package(package: Path, count: int) -> None:
     """The published form: one group, a dataset of JPEG bytes per picture."""
     generator = np.random.default_rng(1)
     with h5py.File(package, "w") as file:

@@ -24,7 +24,7 @@ from bioscan.errors import DataError, ImageError, RequestError
 from bioscan.learn.augmentation import DRAWS, Augmentation, random_crop, to_network
 from bioscan.learn.compat import import_timm
 from bioscan.learn.dataset import ImageSpec, SpecimenDataset, central_crop, resize_shorter
-from bioscan.learn.loader import Batch, EpochBatches, Loader
+from bioscan.learn.loader import Batch, EpochBatches, Key, Loader
 
 Paint = Callable[..., tuple[Path, Path]]
 
@@ -332,24 +332,85 @@ def test_a_training_name_that_fits_two_taxa_is_left_out(paint: Paint) -> None:
 def test_an_epoch_has_every_specimen_once_and_no_batch_of_one(
     size: int, batch_size: int, seed: int, epoch: int
 ) -> None:
-    sampler = EpochBatches(size, batch_size, seed=seed, shuffle=True)
+    sampler = EpochBatches(np.zeros(size, np.int64), batch_size, seed=seed, shuffle=True)
     sampler.epoch = epoch
     batches = list(sampler)
     assert len(batches) == len(sampler)
-    assert sorted(number for batch in batches for number, _ in batch) == list(range(size))
+    assert sorted(key.number for batch in batches for key in batch) == list(range(size))
+    assert all([key.place for key in batch] == list(range(len(batch))) for batch in batches)
     assert all(2 <= len(batch) <= batch_size + 1 for batch in batches) or size == 1
 
 
+def planned(size: int, batch_size: int, *, epoch: int = 0, **options: Any) -> list[list[Key]]:
+    """The batches of an epoch of specimens of one class, seed 1 and shuffled unless told."""
+    sampler = EpochBatches(np.zeros(size, np.int64), batch_size, **{"seed": 1, "shuffle": True, **options})
+    sampler.epoch = epoch
+    return list(sampler)
+
+
 def test_order_and_draws_change_with_the_epoch_and_the_seed() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochBatches(50, 10, seed=seed, shuffle=True)
-        sampler.epoch = epoch
-        return [number for batch in sampler for number, _ in batch]
+    def order(seed: int, epoch: int) -> list[tuple[int, float]]:
+        keys = [key for batch in planned(50, 10, seed=seed, epoch=epoch) for key in batch]
+        return [(key.number, float(key.draws[0])) for key in keys]
 
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
-    plain = EpochBatches(50, 10, seed=1, shuffle=False)
-    assert [number for batch in plain for number, _ in batch] == list(range(50))
+    assert len({dict(order(seed, epoch))[7] for seed in (1, 2) for epoch in (0, 1)}) == 4
+    plain = planned(50, 10, shuffle=False)
+    assert [key.number for batch in plain for key in batch] == list(range(50))
+
+
+def test_the_draws_of_a_specimen_do_not_depend_on_its_batch_or_process() -> None:
+    def drawn(keys: list[Key]) -> dict[int, bytes]:
+        return {key.number: key.draws.tobytes() for key in keys}
+
+    whole = drawn([key for batch in planned(40, 40) for key in batch])
+    for batch_size, processes, parts in ((7, 1, 1), (16, 2, 1), (16, 3, 2), (40, 1, 4)):
+        shared = [
+            key
+            for rank in range(processes)
+            for batch in planned(40, batch_size, rank=rank, processes=processes, parts=parts)
+            for key in batch
+        ]
+        assert drawn(shared) == whole
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 70), st.integers(2, 20), st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_processes_and_parts_share_each_batch_by_whole_pairs_and_none_is_idle(
+    size: int, batch_size: int, processes: int, parts: int, shuffle: bool
+) -> None:
+    whole = planned(size, batch_size, shuffle=shuffle)
+    shares = [
+        planned(size, batch_size, shuffle=shuffle, rank=rank, processes=processes, parts=parts)
+        for rank in range(processes)
+    ]
+    assert {len(share) for share in shares} == {len(whole) * parts}
+    for step, batch in enumerate(whole):
+        dealt = [part for share in shares for part in share[step * parts : (step + 1) * parts]]
+        assert all(part for part in dealt)
+        counted = [part for part in dealt if part[0].place == 0]
+        assert [key.number for part in counted for key in part] == [key.number for key in batch]
+        assert [len(part) % 2 for part in counted[:-1]] == [0] * (len(counted) - 1)
+        lengths = [len(part) for part in counted]
+        assert max(lengths) - min(lengths) <= 3  # a pair, and the one that is left over
+        fills = [part for part in dealt if part[0].place != 0]
+        assert {key.place for part in fills for key in part} <= {-1}
+        assert {key.number for part in fills for key in part} <= {key.number for key in batch}
+
+
+def test_a_sampler_that_repeats_rare_classes_gives_each_time_other_draws() -> None:
+    targets = np.array([5] * 96 + [9] * 4)
+    sampler = EpochBatches(targets, 10, seed=1, shuffle=True, sampler="repeat_factor", repeat_threshold=0.36)
+    sampler.epoch = 3
+    keys = [key for batch in sampler for key in batch]
+    numbers = [key.number for key in keys]
+    assert {n: numbers.count(n) for n in range(96, 100)} == dict.fromkeys(
+        range(96, 100), 3
+    )  # sqrt(.36 / .04)
+    assert all(numbers.count(n) == 1 for n in range(96))
+    assert len({key.draws.tobytes() for key in keys}) == len(keys) == 108
+    assert len(sampler) == 11
 
 
 def loaded(dataset: SpecimenDataset, workers: int, epochs: int = 2) -> list[Batch]:
@@ -367,7 +428,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(paint: Paint) -> None:
     assert [f.number for batch in alone for f in batch.failures] == [7, 7]  # once an epoch
     for other in others:
         for one, two in zip(alone, other, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(one[:5], two[:5], strict=True))
             assert one.failures == two.failures
     first, second = alone[:3], alone[3:]
     assert not torch.equal(torch.cat([b.numbers_B for b in first]), torch.cat([b.numbers_B for b in second]))

@@ -17,8 +17,9 @@ import bioscan
 from bioscan.analysis.splits import split_hash
 from bioscan.data import predictions
 from bioscan.data.predictions import PredictionsWriter
-from bioscan.errors import DataError
-from bioscan.jobs.evaluate import Evaluation
+from bioscan.errors import DataError, RequestError
+from bioscan.jobs.evaluate import Evaluation, evaluate_ranks
+from bioscan.vocabulary import RANKS
 
 Bioscan = Callable[..., tuple[int, str, str]]
 EXPERIMENT = "small_insect_order"
@@ -493,6 +494,165 @@ def test_scores_that_lack_a_specimen_are_of_other_predictions(by_hand: tuple[Pat
     pl.read_parquet(place).filter(pl.col("sampleid") != "a").write_parquet(place, metadata=kept)
     with pytest.raises(DataError, match=r"1 of the 5 specimens are not in it \(first: a\)"):
         bioscan.evaluate(path, catalogue)
+
+
+# -- several ranks
+
+# a is known to its species, b to its genus, c and d to the family, e to the order alone; the family of f's
+# genus is not known. Of the model's leaves one is a family, the others are species.
+SEVERAL = """sampleid,order,family,genus,species,small_insect_order
+a,Diptera,Sciaridae,Sciara,Sciara una,test
+b,Diptera,Sciaridae,Bradysia,,test
+c,Diptera,Sciaridae,,,test
+d,Diptera,Syrphidae,,,test
+e,Coleoptera,,,,test
+f,Diptera,,Incertae,Incertae sp,test
+"""
+SEVERAL_LEAVES = [
+    ("Arthropoda", "Insecta", "Diptera", "Sciaridae", None, None, "Sciara", "Sciara una"),
+    ("Arthropoda", "Insecta", "Diptera", "Sciaridae", None, None, "Bradysia", "Bradysia duo"),
+    ("Arthropoda", "Insecta", "Diptera", None, None, None, "Incertae", "Incertae sp"),
+    ("Arthropoda", "Insecta", "Coleoptera", "Carabidae"),
+]
+NAMED = {"a": 1, "b": 1, "c": 1, "d": 3, "e": 3, "f": 2}
+"""Specimen -> the leaf that it was named."""
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> tuple[Path, Path]:
+    """Predictions of a model of several ranks, with scores, and the catalogue."""
+    catalogue, path = tmp_path / "several.csv", tmp_path / "several.parquet"
+    catalogue.write_text(SEVERAL)
+    ranks = ("order", "family", "genus", "species")
+    rows = []
+    scores = np.full((len(NAMED), 4), 0.1, np.float32)
+    for number, (key, leaf) in enumerate(NAMED.items()):
+        scores[number, leaf] = 0.7
+        path_of = dict(zip(RANKS, SEVERAL_LEAVES[leaf], strict=False))
+        names: dict[str, Any] = {rank: path_of.get(rank) for rank in ranks}
+        rows.append({"sampleid": key, "image_file": None, **names, "error": None})
+    columns = {f"{rank}_probability": pl.lit(0.7) for rank in (*ranks, "assigned")}
+    frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(
+        **columns, assigned_rank=pl.lit("species"), assigned_taxon=pl.lit("?")
+    )
+    record = {"rank": "species", "ranks": ranks, "experiment": EXPERIMENT}
+    with PredictionsWriter(path, ranks=ranks, leaves=SEVERAL_LEAVES, record=record) as writer:
+        writer.write(frame, scores)
+    return path, catalogue
+
+
+def test_each_rank_counts_the_specimens_labelled_there(several: tuple[Path, Path]) -> None:
+    found = evaluate_ranks(*several)
+    assert list(found) == ["order", "family", "genus", "species"]
+    assert {rank: one.n for rank, one in found.items()} == {"order": 6, "family": 4, "genus": 3, "species": 2}
+    right = {
+        "order": 5 / 6,  # all but d, taken for a beetle
+        "family": 3 / 4,  # a, b and c, though c was named deeper than it is labelled
+        "genus": 2 / 3,  # b and f; a is Bradysia
+        "species": 1 / 2,  # f
+    }
+    assert {rank: one.metrics["top_1"]["micro"].value for rank, one in found.items()} == right
+    macro = {rank: one.metrics["top_1"]["macro"].value for rank, one in found.items()}
+    assert macro == pytest.approx(
+        {"order": (4 / 5 + 1) / 2, "family": 1 / 2, "genus": 2 / 3, "species": 1 / 2}
+    )
+    assert {rank: one.counts["unlabelled"] for rank, one in found.items()} == {
+        "order": 0,
+        "family": 2,  # e and f
+        "genus": 3,
+        "species": 4,
+    }
+    assert found["family"].counts["unknown_to_model"] == 1  # d's Syrphidae
+
+
+def test_at_each_rank_it_is_the_evaluation_of_that_rank(several: tuple[Path, Path]) -> None:
+    for rank, found in evaluate_ranks(*several).items():
+        alone = bioscan.evaluate(*several, rank=rank)
+        assert found.to_dict() == alone.to_dict()
+        assert found.specimens.equals(alone.specimens)
+    assert bioscan.evaluate(*several).rank == "species"  # the deepest, unless asked
+
+
+def test_scores_of_leaves_at_several_ranks_add_up_at_each(several: tuple[Path, Path]) -> None:
+    found = bioscan.evaluate(*several, rank="family", ks=(1, 2))
+    # Two taxa at rank family, Sciaridae with two leaves; the leaf without a family is none of them, so top-2
+    # leaves nothing open and is not computed
+    assert found.not_computable["top_2"].startswith("k is not below 2, the classes of the model")
+    order = bioscan.evaluate(*several, rank="order", ks=(1,))
+    assert order.metrics["top_1"]["micro"].value == pytest.approx(5 / 6)
+
+
+def test_a_specimen_answered_without_a_name_at_the_rank_is_an_error_there(
+    several: tuple[Path, Path], tmp_path: Path
+) -> None:
+    labels = SEVERAL.replace("f,Diptera,,", "f,Diptera,Cecidomyiidae,")
+    (tmp_path / "labelled.csv").write_text(labels)
+    found = bioscan.evaluate(several[0], tmp_path / "labelled.csv", rank="family")
+    assert (found.n, found.counts["unnamed"]) == (5, 1)
+    assert found.metrics["top_1"]["micro"].value == 3 / 5
+
+
+def test_all_ranks_as_text_json_and_csv(
+    several: tuple[Path, Path], tmp_path: Path, run_bioscan: Bioscan
+) -> None:
+    status, text, talk = run_bioscan("evaluate", *several, "--rank", "all")
+    assert (status, talk) == (0, "")
+    lines = text.splitlines()
+    assert lines[0] == "small_insect_order, test"
+    assert "family: 1 of a taxon that the model cannot name: counted as errors" in lines
+    cells = {line.split()[0]: line.split() for line in lines if line.startswith(RANKS)}
+    assert list(cells) == ["family:", "order", "family", "genus", "species"]
+    # micro, interval, macro, interval, F1, n, taxa, unlabelled, unnamed, failed
+    assert (cells["order"][1], cells["order"][-5:]) == ("0.8333", ["6", "2", "0", "0", "0"])
+    assert (cells["family"][1], cells["family"][-5:]) == ("0.7500", ["4", "2", "2", "0", "0"])
+    assert (cells["species"][1], cells["species"][-5:]) == ("0.5000", ["2", "2", "4", "0", "0"])
+    status, text, _ = run_bioscan(
+        *("evaluate", *several, "--rank", "all", "--json", "--csv", tmp_path / "csv"),
+        *("-o", tmp_path / "e.json"),
+    )
+    told = json.loads(text)
+    assert (status, told["schema_version"]) == (0, 1)
+    assert told == json.loads((tmp_path / "e.json").read_text())
+    one = json.loads(run_bioscan("evaluate", *several, "--rank", "genus", "--json")[1])
+    assert told["ranks"]["genus"] == {key: value for key, value in one.items() if key != "schema_version"}
+    table = pl.read_csv(tmp_path / "csv/metrics.csv")
+    assert table.columns[:3] == ["rank", "metric", "average"]
+    assert table["rank"].unique(maintain_order=True).to_list() == ["order", "family", "genus", "species"]
+    errors = pl.read_csv(tmp_path / "csv/errors.csv").select("rank", "sampleid")
+    assert errors.rows() == [("order", "d"), ("family", "d"), ("genus", "a"), ("species", "a")]
+
+
+def test_of_a_model_of_one_rank_all_are_those_that_are_predicted(by_hand: tuple[Path, Path]) -> None:
+    assert list(evaluate_ranks(*by_hand)) == ["order"]  # the catalogue has no phylum and no class
+    frame = pl.read_csv(by_hand[1]).with_columns(pl.lit("Insecta").alias("class"))
+    assert list(evaluate_ranks(by_hand[0], frame)) == ["class", "order"]
+
+
+def test_one_rank_tells_that_there_are_others(several: tuple[Path, Path], run_bioscan: Bioscan) -> None:
+    _, text, _ = run_bioscan("evaluate", *several)
+    assert "the model names order, family, genus, species: --rank all compares at each" in text.splitlines()
+
+
+def test_without_a_label_at_any_rank_it_is_told(several: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "bare.csv").write_text("sampleid,class,small_insect_order\na,Insecta,test\n")
+    with pytest.raises(RequestError, match=r"has a name at a rank of the predictions \(order, family"):
+        evaluate_ranks(several[0], tmp_path / "bare.csv")
+
+
+def test_predictions_of_other_specimens_are_told(several: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("sampleid,order,small_insect_order\nzz,Diptera,test\n")
+    with pytest.raises(
+        DataError, match="none of the 1 specimens is in the predictions; their sampleid is like 'zz'"
+    ):
+        evaluate_ranks(several[0], tmp_path / "other.csv")
+
+
+def test_a_catalogue_without_the_role_tells_the_way_out(several: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("sampleid,order,small_insect_order\na,Diptera,no_split\n")
+    with pytest.raises(
+        RequestError, match="has role test in small_insect_order; --experiment none counts every"
+    ):
+        evaluate_ranks(several[0], tmp_path / "other.csv")
 
 
 def test_evaluation_needs_no_torch(by_hand: tuple[Path, Path]) -> None:

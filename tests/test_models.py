@@ -1,4 +1,4 @@
-"""Backbones, the weights they start from, the model folder, and torchvision beside a CPU torch."""
+"""Backbones, the model folder, and torchvision beside a CPU torch."""
 
 import importlib.metadata
 import json
@@ -16,16 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bioscan.analysis.taxonomy import Taxonomy
-from bioscan.errors import BioscanError, DataError, RequestError
+from bioscan.errors import BioscanError, RequestError
 from bioscan.learn import compat, model_folder, models
 from bioscan.learn.dataset import ImageSpec
+from bioscan.learn.heads import CosineHead, features_of
+from bioscan.learn.model_names import MODEL_NAMES
 
 SPEC = ImageSpec(image_size=40, crop_size=32, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
 TAXA = pl.DataFrame({"class": ["Insecta"] * 6, "order": ["Diptera"] * 3 + ["Coleoptera"] * 2 + ["Odonata"]})
 
 
-def small(num_leaves: int = 3, **options: Any) -> torch.nn.Module:
-    return models.create("test_resnet", num_leaves=num_leaves, crop_size=32, **options)
+def small(outputs: int = 3, **options: Any) -> torch.nn.Module:
+    return models.create("test_resnet", outputs=outputs, crop_size=32, **options)
 
 
 # -- torchvision
@@ -65,16 +67,81 @@ def test_beside_a_cpu_build_of_torch_no_cuda_package_is_installed() -> None:
         ("resnet50.tv_in2k", 32, r"tv_in2k.*resnet50 \(|Invalid pretrained tag.*resnet50.tv_in1k"),
         ("test_vit", 60, "test_vit cannot take images of 60 x 60 pixels"),
         ("inception_v3", 32, "inception_v3 cannot take images of 32 x 32 pixels"),
+        ("alexnet", 32, "alexnet cannot take images of 32 x 32 pixels"),
+        ("torchvision/vgg11", 64, r"unknown model 'torchvision/vgg11'; torchvision's here are alexnet, "),
+        ("squeezenet1_O", 64, "unknown model 'squeezenet1_O'; did you mean 'squeezenet'"),
+        ("vit_base_patch16_rope_mixed_224.none", 64, "unknown model|Invalid pretrained tag"),
     ],
 )
 def test_a_model_that_cannot_be_is_told_before_training(name: str, crop_size: int, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        models.create(name, num_leaves=3, crop_size=crop_size)
+        models.create(name, outputs=3, crop_size=crop_size)
 
 
 def test_a_transformer_is_built_for_the_crop_size() -> None:
-    network = models.create("test_vit", num_leaves=3, crop_size=64)
+    network = models.create("test_vit", outputs=3, crop_size=64)
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_name_of_the_papers_program_is_its_network_with_a_head_of_ours(name: str) -> None:
+    """As many numbers as the network that the program takes from torchvision, or from timm."""
+    theirs = {"squeezenet": "squeezenet1_0", "shufflenet": "shufflenet_v2_x1_0"}.get(name, name)
+    options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
+    timm, torchvision = compat.import_timm(), compat.import_torchvision().models
+    is_timms = name.startswith(("vit_", "efficientnet_", "inception_v4", "inception_resnet_v2"))
+    with torch.device("meta"):  # shapes alone
+        network = models.create(name, outputs=5, crop_size=224)
+        assert network(torch.zeros(2, 3, 224, 224)).shape == (2, 5)
+        make = timm.create_model if is_timms else torchvision.get_model
+        wanted = make(theirs, num_classes=5, **options)
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in wanted.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_small_patch16_224", "squeezenet"])
+def test_without_outputs_a_network_gives_the_features_that_a_head_would_be_given(name: str) -> None:
+    with torch.device("meta"):
+        images = torch.zeros(2, 3, 64, 64)
+        features = features_of(models.create(name, outputs=5, crop_size=64), images)
+        bare = models.create(name, outputs=0, crop_size=64)
+        assert bare(images).shape == features.shape
+
+
+def test_a_head_of_another_kind_stands_in_the_place_of_the_last_layer() -> None:
+    for name in ("test_resnet", "shufflenet"):
+        network = models.create(name, outputs=3, crop_size=32, head={"kind": "cosine", "scale": 20})
+        images = torch.rand(2, 3, 32, 32)
+        assert isinstance(network.get_classifier(), CosineHead)  # type: ignore[operator]
+        assert network(images).shape == (2, 3)
+        assert network(images).abs().max() <= 20
+
+
+def test_a_network_with_torchvisions_interface_lets_its_head_be_reset() -> None:
+    network = models.create("squeezenet", outputs=3, crop_size=64)
+    images = torch.rand(2, 3, 64, 64)
+    network.reset_classifier(7)  # type: ignore[operator]
+    assert network(images).shape == (2, 7)
+    network.reset_classifier(0)  # type: ignore[operator]
+    assert network(images).shape == (2, 512)
+
+
+def test_torchvisions_pretrained_weights_fill_the_backbone_and_leave_the_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = compat.import_torchvision().models.shufflenet_v2_x1_0()
+    place = "torchvision.models._api.load_state_dict_from_url"
+    monkeypatch.setattr(place, lambda *_, **__: made.state_dict())
+    network = models.create("shufflenet", outputs=3, crop_size=32, weights="hub")
+    assert torch.equal(network.state_dict()["features.5.0.weight"], made.conv5[0].weight)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(place, unreachable)
+    with pytest.raises(
+        RequestError, match=r"torchvision's .*shufflenet cannot be fetched \(no route to host"
+    ):
+        models.create("shufflenet", outputs=3, crop_size=32, weights="hub")
 
 
 def test_weights_that_cannot_be_fetched_are_told_with_both_ways_out(
@@ -87,80 +154,14 @@ def test_weights_that_cannot_be_fetched_are_told_with_both_ways_out(
     with pytest.raises(
         RequestError, match=r"weights of resnet18 cannot be fetched .*--weights FILE.*--weights none"
     ):
-        models.create("resnet18", num_leaves=3, crop_size=32, weights="hub")
+        models.create("resnet18", outputs=3, crop_size=32, weights="hub")
 
 
 def test_the_normalisation_is_the_backbones_own() -> None:
-    resnet = models.create("resnet10t", num_leaves=2, crop_size=32)
+    resnet = models.create("resnet10t", outputs=2, crop_size=32)
     assert models.normalisation(resnet) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    vit = models.create("vit_tiny_patch16_224", num_leaves=2, crop_size=32)
+    vit = models.create("vit_tiny_patch16_224", outputs=2, crop_size=32)
     assert models.normalisation(vit) == ((0.5,) * 3, (0.5,) * 3)
-
-
-# -- weights from a file
-
-
-@pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped", "parallel"])
-def test_weights_fill_everything_but_the_head(form: str, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    source = small(7).state_dict()
-    path = tmp_path / f"weights.{'safetensors' if form == 'safetensors' else 'pth'}"
-    if form == "safetensors":
-        save_file(source, path)
-    elif form == "parallel":
-        torch.save({"state_dict": {f"module.{k}": v for k, v in source.items()}, "epoch": 3}, path)
-    else:
-        torch.save({"model": source} if form == "wrapped" else source, path)
-    torch.manual_seed(2)
-    untouched = small(7).state_dict()
-    torch.manual_seed(2)
-    made = small(7, weights=str(path)).state_dict()
-    assert all(torch.equal(made[k], source[k]) for k in made if not k.startswith("fc."))
-    assert torch.equal(made["fc.weight"], untouched["fc.weight"])
-
-
-def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "other.pth"
-    torch.save(models.create("test_byobnet", num_leaves=3, crop_size=32).state_dict(), path)
-    with pytest.raises(RequestError, match=r"entries of the backbone are absent .*is it another model"):
-        small(weights=str(path))
-    partial = {k: v for k, v in small().state_dict().items() if not k.startswith("layer4")}
-    torch.save(partial, path)
-    with pytest.raises(RequestError, match=r"first: layer4"):
-        small(weights=str(path))
-
-
-class Harmful:
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return (Path.touch, (Path("harm"),))  # type: ignore[return-value]
-
-
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": Harmful()}, "bad.pth")
-    with pytest.raises(DataError, match=r"bad\.pth: cannot be read as weights"):
-        small(weights="bad.pth")
-    assert not Path("harm").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "kind", "message"),
-    [
-        (None, RequestError, "no such weights file; --weights takes a file, 'hub'"),
-        (b"nonsense", DataError, "cannot be read as weights"),
-        ([1, 2], DataError, "no state dict in it"),
-    ],
-)
-def test_a_useless_weights_file_is_told(
-    content: Any, kind: type[BioscanError], message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "w.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    with pytest.raises(kind, match=message):
-        small(weights=str(path))
 
 
 # -- the model folder

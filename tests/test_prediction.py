@@ -1,10 +1,12 @@
 """From a model to a predictions table: names that agree, failures as rows, the same table after a kill."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 import bioscan
+from bioscan.analysis.hierarchy import DECODINGS, decode
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.data.predictions import read_predictions, read_record, read_scores
 from bioscan.errors import DataError, RequestError
+from bioscan.jobs.evaluate import evaluate_ranks
 from bioscan.learn import model_folder, models
 from bioscan.learn.dataset import ImageSpec, central_crop, resize_shorter
-from bioscan.learn.prediction import Naming, predict_batches
+from bioscan.learn.losses import Softmax, outputs_of
+from bioscan.learn.model_folder import Model
+from bioscan.learn.prediction import Naming, predict_batches, probabilities
 from bioscan.vocabulary import RANKS
 
 Paint = Callable[..., tuple[Path, Path]]
@@ -39,22 +46,34 @@ SPECIES = {
 SPEC = ImageSpec(image_size=36, crop_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def make_model(folder: Path, metadata: Path, rank: str = "species", within: str | None = None) -> Path:
+def make_model(
+    folder: Path,
+    metadata: Path,
+    ranks: Sequence[str] = ("species",),
+    within: str | None = None,
+    softmax: Softmax = "flat",
+    loss: str = "cross_entropy",
+    counts: NDArray[np.int64] | None = None,
+    spec: ImageSpec = SPEC,
+) -> Path:
     """A model of random weights over the training taxa."""
     frame = bioscan.read_metadata(metadata).filter(pl.col("large_insect_order") == "train")
     if within:
         frame = frame.filter(pl.col("order") == within)
-    taxonomy = Taxonomy.build(frame, [rank])
+    taxonomy, _ = Taxonomy.build(frame, ranks).filled()
     torch.manual_seed(0)
-    network = models.create("test_resnet", num_leaves=taxonomy.num_leaves, crop_size=32)
+    network = models.create("test_resnet", outputs=outputs_of(taxonomy, softmax), crop_size=32)
+    experiment = {"experiment": "large_insect_order", "within": within, "split_hash": "abc"}
     model_folder.save(
         folder,
         network.state_dict(),
         backbone="test_resnet",
         taxonomy=taxonomy,
-        spec=SPEC,
-        record={"experiment": "large_insect_order", "rank": rank, "within": within, "split_hash": "abc"},
+        spec=spec,
+        record={**experiment, "settings": {"loss": loss, "tau": 1.0}},
         history=[],
+        softmax=softmax,
+        target_counts=None if counts is None else np.resize(counts, taxonomy.num_nodes),
     )
     return folder
 
@@ -77,23 +96,35 @@ PATHS = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
-@given(PATHS, st.integers(0, 2**32 - 1))
-def test_names_are_one_lineage_and_probabilities_the_sums_over_its_leaves(paths: Any, seed: int) -> None:
-    columns = ("order", "family", "genus", "species")
-    taxonomy = Taxonomy.build(
-        pl.DataFrame(paths, dict.fromkeys(columns, pl.String), orient="row"), ["species"]
-    )
+COLUMNS = ("order", "family", "genus", "species")
+RULES = st.sampled_from(sorted(DECODINGS))
+
+
+def tree_of(paths: Any, ranks: Sequence[str]) -> Taxonomy:
+    table = pl.DataFrame(paths, dict.fromkeys(COLUMNS, pl.String), orient="row")
+    return Taxonomy.build(table, ranks).filled()[0]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    PATHS, st.sampled_from([("species",), COLUMNS, ("order", "genus", "species")]), RULES, st.integers(0, 99)
+)
+def test_names_are_one_lineage_and_probabilities_the_sums_over_its_leaves(
+    paths: Any, ranks: Sequence[str], rule: str, seed: int
+) -> None:
+    taxonomy = tree_of(paths, ranks)
     generator = np.random.default_rng(seed)
-    probabilities = generator.dirichlet(np.ones(taxonomy.num_leaves) / 2, 5).astype(np.float32)
+    probabilities_NL = generator.dirichlet(np.ones(taxonomy.num_leaves) / 2, 5).astype(np.float32)
     specimens = pl.DataFrame({"sampleid": list("vwxyz"), "image_file": [None] * 5})
-    made = Naming.of(taxonomy).table(specimens, probabilities, [None] * 5)
+    made = Naming.of(taxonomy, rule).table(specimens, probabilities_NL, [None] * 5)
     leaves = [[*path, *[None] * (len(RANKS) - len(path))] for path in taxonomy.leaf_paths]
-    for row, values in zip(made.to_dicts(), probabilities, strict=True):
-        best = leaves[int(values.argmax())]
+    chosen = decode(taxonomy, probabilities_NL.astype(np.float64), rule)
+    for row, values, node in zip(made.to_dicts(), probabilities_NL, chosen, strict=True):
+        best = leaves[taxonomy.leaves_L.tolist().index(node)]
         above = 1.0
         for level, rank in enumerate(RANKS):
             if rank not in made.columns:
+                assert all(leaf[level] is None for leaf in leaves)
                 continue
             assert row[rank] == best[level]
             if best[level] is None:
@@ -107,8 +138,112 @@ def test_names_are_one_lineage_and_probabilities_the_sums_over_its_leaves(paths:
             assert row[f"{rank}_probability"] == pytest.approx(min(total, 1), abs=1e-9)
             assert row[f"{rank}_probability"] <= above + 1e-9  # no surer of the genus than of the order
             above = row[f"{rank}_probability"]
-        assert (row["assigned_rank"], row["assigned_taxon"]) == ("species", best[7])
-        assert row["assigned_probability"] == pytest.approx(float(values.max()))
+        deepest = max(level for level, name in enumerate(best) if name is not None)
+        assert (row["assigned_rank"], row["assigned_taxon"]) == (RANKS[deepest], best[deepest])
+        assert row["assigned_probability"] == pytest.approx(above)
+        assert not any("unassigned" in str(value) for value in row.values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(PATHS, st.integers(0, 99))
+def test_with_one_rank_all_decodings_answer_alike(paths: Any, seed: int) -> None:
+    taxonomy = tree_of(paths, ["species"])
+    probabilities_NL = np.random.default_rng(seed).dirichlet(np.ones(taxonomy.num_leaves), 5)
+    specimens = pl.DataFrame({"sampleid": list("vwxyz"), "image_file": [None] * 5})
+    tables = [
+        Naming.of(taxonomy, rule).table(specimens, probabilities_NL.astype(np.float32), [None] * 5)
+        for rule in DECODINGS
+    ]
+    assert all(table.equals(tables[0]) for table in tables)
+
+
+def test_decodings_differ_where_the_tree_matters() -> None:
+    # Order A has one species (0.4), order B two (0.35 and 0.25): the best leaf is A's, the better order B
+    taxonomy = tree_of(
+        [("A", "Aa", "Aa", "Aa a"), ("B", "Bb", "Bb", "Bb b"), ("B", "Bb", "Bb", "Bb c")], COLUMNS
+    )
+    names = [path[-1] for path in taxonomy.leaf_paths]
+    row = dict(zip(("Aa a", "Bb b", "Bb c"), (0.4, 0.35, 0.25), strict=True))
+    probabilities_NL = np.array([[row[str(name)] for name in names]], np.float32)
+    specimens = pl.DataFrame({"sampleid": ["x"], "image_file": [None]})
+    made = {
+        rule: Naming.of(taxonomy, rule).table(specimens, probabilities_NL, [None]).row(0, named=True)
+        for rule in DECODINGS
+    }
+    assert {rule: (one["order"], one["species"]) for rule, one in made.items()} == {
+        "leaf": ("A", "Aa a"),
+        "greedy": ("B", "Bb b"),
+        "distance": ("B", "Bb b"),
+    }
+    assert made["leaf"]["order_probability"] == pytest.approx(0.4)
+    assert made["greedy"]["order_probability"] == pytest.approx(0.6)
+    assert made["greedy"]["assigned_probability"] == pytest.approx(0.35)
+
+
+# -- probabilities
+
+TREE = tree_of(
+    [
+        *[("A", "Aa", "Aa", "Aa a")] * 6,
+        *[("B", "Bb", "Bb", "Bb b")] * 3,
+        ("B", "Bb", "Bb", "Bb c"),
+        ("B", None, "Bx", "Bx x"),
+    ],
+    COLUMNS,
+)
+
+
+def model_of(taxonomy: Taxonomy, softmax: Softmax = "flat") -> Model:
+    """A model without a network, for what comes after it."""
+    counts_N = np.zeros(taxonomy.num_nodes, np.int64)
+    counts_N[taxonomy.leaves_L] = taxonomy.counts_N[taxonomy.leaves_L]
+    return Model(torch.nn.Identity(), taxonomy, SPEC, {}, "", softmax, counts_N)
+
+
+def test_tau_divides_by_the_prior_to_its_power() -> None:
+    model = model_of(TREE)
+    logits_BL = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (5, TREE.num_leaves)))
+    plain_BL = probabilities(model, logits_BL).astype(np.float64)
+    prior = {"Aa a": 6.5, "Bb b": 3.5, "Bb c": 1.5, "Bx x": 1.5}
+    prior_L = np.array([prior[str(path[-1])] for path in TREE.leaf_paths]) / 13
+    for tau in (-1.0, 0.5, 1.0, 3.0):
+        wanted_BL = plain_BL / prior_L**tau
+        wanted_BL /= wanted_BL.sum(axis=1, keepdims=True)
+        assert probabilities(model, logits_BL, tau=tau) == pytest.approx(wanted_BL, abs=1e-6)
+    assert np.array_equal(probabilities(model, logits_BL, tau=0.0), plain_BL.astype(np.float32))
+
+
+def test_tau_favours_rare_taxa_the_more_the_larger_it_is() -> None:
+    logits_BL = torch.from_numpy(np.random.default_rng(1).normal(0, 1, (400, TREE.num_leaves)))
+    rare = next(leaf for leaf, path in enumerate(TREE.leaf_paths) if path[-1] == "Bx x")
+    shares = [probabilities(model_of(TREE), logits_BL, tau=tau)[:, rare].mean() for tau in (0, 0.5, 1, 2)]
+    assert shares == sorted(shares)
+    assert shares[-1] > 1.5 * shares[0]
+
+
+def test_conditional_probabilities_are_products_down_the_path() -> None:
+    outputs_BM = torch.from_numpy(np.random.default_rng(2).normal(0, 2, (3, TREE.num_nodes - 1)))
+    made_BL = probabilities(model_of(TREE, "conditional"), outputs_BM)
+    by_parent = sorted(range(1, TREE.num_nodes), key=lambda node: TREE.parent_N[node])  # order of the outputs
+    for row, outputs_M in zip(made_BL, outputs_BM.numpy(), strict=True):
+        weight = dict(zip(by_parent, np.exp(outputs_M), strict=True))
+        for leaf, node in enumerate(TREE.leaves_L.tolist()):
+            product = 1.0
+            while node:
+                siblings = [n for n in weight if TREE.parent_N[n] == TREE.parent_N[node]]
+                product *= weight[node] / sum(weight[n] for n in siblings)
+                node = int(TREE.parent_N[node])
+            assert row[leaf] == pytest.approx(product, rel=1e-5)
+    assert made_BL.sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [300.0, 1e5])
+def test_enormous_logits_give_finite_probabilities(scale: float) -> None:
+    outputs_BM = torch.randn(4, TREE.num_nodes - 1, generator=torch.Generator().manual_seed(0)) * scale
+    for softmax, width in (("flat", TREE.num_leaves), ("conditional", TREE.num_nodes - 1)):
+        made_BL = probabilities(model_of(TREE, softmax), outputs_BM[:, :width], tau=1.0)  # type: ignore[arg-type]
+        assert np.isfinite(made_BL).all()
+        assert made_BL.sum(axis=1) == pytest.approx(1)
 
 
 def test_probabilities_are_the_networks_own(insects: tuple[Path, Path], model: Path, tmp_path: Path) -> None:
@@ -216,6 +351,90 @@ def test_bare_photographs_are_named_by_their_file(
     assert not (tmp_path / "p.scores.parquet").exists()
 
 
+# -- several ranks
+
+COARSE = {
+    **SPECIES,
+    "Lepidoptera/Nymphalidae": (3, 0, 1),  # no deeper in these records, yet the family has species
+    "Diptera": (2, 1, 1),
+    "Diptera/Sciaridae": (3, 1, 2),  # no deeper in any record: a leaf
+    "Diptera/not_classified/Incertae/Incertae sp": (2, 1, 1),  # a genus without a family
+}
+FOUR = ("order", "family", "genus", "species")
+
+
+@pytest.fixture(scope="module")
+def coarse(paint: Paint) -> tuple[Path, Path]:
+    return paint(COARSE)
+
+
+@pytest.mark.parametrize("softmax", ["flat", "conditional"])
+@pytest.mark.parametrize("rule", sorted(DECODINGS))
+def test_a_model_of_several_ranks_answers_with_lineages_of_its_tree(
+    coarse: tuple[Path, Path], tmp_path: Path, softmax: Softmax, rule: str
+) -> None:
+    metadata, images = coarse
+    folder = make_model(tmp_path / "m", metadata, FOUR, softmax=softmax)
+    output = tmp_path / "p.parquet"
+    made = bioscan.predict(folder, metadata, output, images=images, roles=[], decode=rule, scores=True, tau=1)
+    table, scores, record = read_predictions(output), read_scores(output), read_record(output)
+    assert (made["specimens"], made["failed"]) == (table.height, 0)
+    told = {name: record[name] for name in ("rank", "ranks", "tau", "decode")}
+    assert told == {"rank": "species", "ranks": list(FOUR), "tau": 1, "decode": rule}
+    taxonomy = model_folder.load(folder).taxonomy
+    assert scores is not None
+    assert scores.leaves == taxonomy.leaf_paths
+    known = {tuple((*path, *[None] * 8)[:8]) for path in taxonomy.leaf_paths}
+    named = table.with_columns(
+        pl.lit(None, pl.String).alias(r) for r in RANKS[:8] if r not in table.columns
+    ).select(RANKS[:8])
+    assert set(named.rows()) <= known
+    for higher, deeper in itertools.pairwise(FOUR):
+        both = table.filter(pl.col(f"{higher}_probability").is_not_null())
+        assert (both[f"{deeper}_probability"].fill_null(0) <= both[f"{higher}_probability"] + 1e-6).all()
+    assert "unassigned" not in table.write_csv()
+    found = evaluate_ranks(output, metadata)
+    assert {rank: found[rank].n for rank in FOUR} == {"order": 14, "family": 12, "genus": 10, "species": 10}
+
+
+def test_a_strength_of_adjustment_and_a_decoding_make_other_predictions(
+    coarse: tuple[Path, Path], tmp_path: Path
+) -> None:
+    metadata, images = coarse
+    folder = make_model(tmp_path / "m", metadata, FOUR)
+    scores = {}
+    for tau in (0.0, 2.0):
+        output = tmp_path / f"{tau}.parquet"
+        bioscan.predict(folder, metadata, output, images=images, tau=tau)
+        found = read_scores(output)
+        assert found is not None
+        ((_, scores[tau]),) = found.batches()
+    log_prior_L = model_folder.load(folder).log_prior_L
+    wanted_NL = scores[0.0] * np.exp(-2 * log_prior_L)
+    wanted_NL /= wanted_NL.sum(axis=1, keepdims=True)
+    assert scores[2.0] == pytest.approx(wanted_NL, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "balanced"),
+    [("cross_entropy", {}), ("focal", {}), ("logit_adjusted", {"loss": "logit_adjusted"})],
+)
+def test_it_is_told_what_favoured_rare_taxa_in_training(
+    insects: tuple[Path, Path], tmp_path: Path, loss: str, balanced: dict[str, str]
+) -> None:
+    folder = make_model(tmp_path / "m", insects[0], loss=loss)
+    made = bioscan.predict(folder, insects[0], tmp_path / "p.csv", images=insects[1], tau=0.5)
+    assert made["balanced"] == balanced
+
+
+def test_without_training_counts_there_is_no_adjustment(insects: tuple[Path, Path], tmp_path: Path) -> None:
+    metadata, images = insects
+    folder = make_model(tmp_path / "m", metadata, counts=np.zeros(1, np.int64))
+    with pytest.raises(RequestError, match="how common its taxa were in training is not known; --tau needs"):
+        bioscan.predict(folder, metadata, tmp_path / "p.parquet", images=images, tau=1)
+    assert bioscan.predict(folder, metadata, tmp_path / "p.parquet", images=images)["failed"] == 0
+
+
 # -- failures
 
 
@@ -267,6 +486,9 @@ def test_a_table_of_absent_images_is_all_failures_in_bounded_batches(
         ({}, "a catalogue needs --images, the package of its photographs"),
         ({"roles": ["tset"], "images": 1}, "unknown role 'tset'; did you mean 'test'"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"tau": float("nan")}, "tau is nan; it must be a number, such as 0 or 1"),
+        ({"tau": float("-inf")}, "tau is -inf; it must be a number, such as 0 or 1"),
+        ({"decode": "gredy"}, r"unknown decoding 'gredy'; did you mean 'greedy'"),
         ({"workers": -1}, "workers is -1; it must be at least 0"),
     ],
 )
@@ -300,6 +522,18 @@ def test_nothing_is_overwritten_unless_told(insects: tuple[Path, Path], model: P
         bioscan.predict(model, insects[1], output)
     assert output.read_text() == "mine"
     assert bioscan.predict(model, insects[1], output, overwrite=True)["failed"] == 0
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.7e308])
+def test_outputs_that_make_no_probabilities_are_failures(
+    insects: tuple[Path, Path], tmp_path: Path, tau: float
+) -> None:
+    folder = make_model(tmp_path / "m", insects[0], spec=replace(SPEC, std=(1e-39,) * 3) if not tau else SPEC)
+    made = bioscan.predict(folder, insects[1], tmp_path / "p.parquet", tau=tau, scores=True)
+    assert made["failed"] == made["specimens"] > 0
+    table = read_predictions(tmp_path / "p.parquet")
+    assert table["error"].str.contains("too large to make probabilities").all()
+    assert table["species"].null_count() == table.height
 
 
 # -- kills
@@ -353,3 +587,24 @@ def test_a_killed_job_goes_on_where_it_was_and_ends_with_the_same_table(
     assert {p.name for p in tmp_path.iterdir()} == {
         f"{name}.{ending}" for name in ("p", "q") for ending in ("parquet", "scores.parquet")
     }
+
+
+def test_an_interrupted_job_does_not_go_on_with_other_images_of_the_same_name(
+    insects: tuple[Path, Path], model: Path, tmp_path: Path
+) -> None:
+    metadata, images = insects
+    other = tmp_path / images.name
+    other.mkdir()
+    for path in images.glob("*.jpg"):
+        Image.new("RGB", (40, 40), "green").save(other / path.name)
+    options: dict[str, Any] = {"roles": [], "batch_size": 4, "workers": 0}
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "p.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        bioscan.predict(model, metadata, output, images=images, progress=interrupt, **options)
+    bioscan.predict(model, metadata, output, images=other, **options)
+    assert read_predictions(output)["species_probability"].n_unique() == 1  # all pictures are alike

@@ -224,7 +224,7 @@ def test_a_tree_survives_json(rows: list[Row]) -> None:
     tree = Taxonomy.build(table(rows), ["order", "family", "genus", "species"])
     back = Taxonomy.from_dict(json.loads(json.dumps(tree.to_dict())))
     assert (back.ranks, back.paths) == (tree.ranks, tree.paths)
-    for field in ("rank_N", "parent_N", "first_leaf_N", "end_leaf_N", "counts_N"):
+    for field in ("rank_N", "parent_N", "first_leaf_N", "end_leaf_N", "counts_N", "predictable_N"):
         ours, theirs = getattr(tree, field), getattr(back, field)
         assert ours.dtype == theirs.dtype
         assert ours.tolist() == theirs.tolist()
@@ -258,6 +258,101 @@ def test_a_tree_needs_a_known_rank_and_a_name() -> None:
         Taxonomy.build(table(ROWS), [])
     with pytest.raises(DataError, match="no record has a name at rank tribe"):
         Taxonomy.build(table(ROWS), ["tribe"])
+
+
+# -- gaps
+
+GAPS: list[Row] = [
+    ("Diptera", "Aidae", "Aus", "Aus bus"),
+    ("Diptera", "Aidae", None, "Bus bus"),  # no genus
+    ("Diptera", "Aidae", None, "Cus cus"),
+    ("Diptera", None, "Dus", None),  # no family
+    ("Diptera", None, None, "Eus eus"),  # neither
+    (None, "Fidae", None, None),  # no order; a leaf at rank family
+]
+FOUR = ("order", "family", "genus", "species")
+
+
+def test_gaps_are_filled_by_one_placeholder_for_a_parent_and_rank() -> None:
+    tree, made = Taxonomy.build(table(GAPS), FOUR).filled()
+    shown = [
+        (tree.name(n), tree.name(int(tree.parent_N[n])), int(tree.counts_N[n]), bool(tree.predictable_N[n]))
+        for n in range(1, tree.num_nodes)
+    ]
+    assert shown == [
+        ("Diptera", "", 5, True),
+        ("Aidae", "Diptera", 3, True),
+        ("unassigned Aidae", "Aidae", 2, False),
+        ("Bus bus", "unassigned Aidae", 1, True),
+        ("Cus cus", "unassigned Aidae", 1, True),
+        ("Aus", "Aidae", 1, True),
+        ("Aus bus", "Aus", 1, True),
+        ("unassigned Diptera", "Diptera", 2, False),  # rank family
+        ("Dus", "unassigned Diptera", 1, True),
+        ("unassigned Diptera", "unassigned Diptera", 1, False),  # rank genus
+        ("Eus eus", "unassigned Diptera", 1, True),
+        ("unassigned", "", 1, False),
+        ("Fidae", "unassigned", 1, True),
+    ]
+    assert made == 4
+    assert tree.paths[[s[0] for s in shown].index("Eus eus") + 1][2:] == ("Diptera", *(None,) * 4, "Eus eus")
+
+
+def test_a_taxon_that_is_called_like_a_placeholder_stays_a_taxon() -> None:
+    rows = [*GAPS, ("Diptera", "Aidae", "unassigned Aidae", None)]
+    tree, _ = Taxonomy.build(table(rows), FOUR).filled()
+    (target,) = tree.targets(table(rows[-1:]))
+    assert tree.name(int(target)) == "unassigned Aidae"
+    assert tree.predictable_N[target]
+    assert int(tree.counts_N[target]) == 1
+    assert {"unassigned Aidae", "unassigned unassigned Aidae"} <= {
+        tree.name(n) for n in range(tree.num_nodes)
+    }
+
+
+def test_no_record_belongs_to_a_placeholder() -> None:
+    tree, _ = Taxonomy.build(table(GAPS), FOUR).filled()
+    named = table([("Diptera", "Aidae", "unassigned Aidae", None), ("Diptera", "Aidae", None, None)])
+    assert [tree.name(int(t)) if t > 0 else t for t in tree.targets(named)] == [-1, "Aidae"]
+
+
+def test_with_one_rank_nothing_is_filled() -> None:
+    tree = Taxonomy.build(table(GAPS), ["genus"])
+    filled, made = tree.filled()
+    assert (made, filled.to_dict()) == (0, tree.to_dict())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=rows_of_names.filter(lambda rows: any(any(row) for row in rows)),
+    ranks=st.sampled_from([FOUR, ("order", "genus", "species"), ("family", "species")]),
+)
+def test_filling_leaves_every_taxon_as_it_was_and_no_gap(rows: list[Row], ranks: tuple[str, ...]) -> None:
+    frame = table(rows)
+    assume(frame.select(pl.any_horizontal(pl.col(r).is_not_null().any() for r in ranks)).item())
+    tree = Taxonomy.build(frame, ranks)
+    filled, made = tree.filled()
+    assert made == int((~filled.predictable_N).sum()) == filled.num_nodes - tree.num_nodes
+    real = np.flatnonzero(filled.predictable_N)
+    assert sorted(
+        zip([filled.paths[n] for n in real], filled.counts_N[real].tolist(), strict=True), key=str
+    ) == (sorted(zip(tree.paths, tree.counts_N.tolist(), strict=True), key=str))
+    assert sorted(filled.leaf_paths, key=str) == sorted(tree.leaf_paths, key=str)
+    # records find the same taxa
+    before = [tree.paths[t] if t >= 0 else None for t in tree.targets(frame)]
+    assert [filled.paths[t] if t >= 0 else None for t in filled.targets(frame)] == before
+    # each node is one rank of the tree below its parent
+    level = np.array([-1, *(ranks.index(RANKS[r]) for r in filled.rank_N[1:])])
+    assert (level[1:] - level[filled.parent_N[1:]] == 1).all()
+    for node in np.flatnonzero(~filled.predictable_N):
+        assert filled.counts_N[node] == filled.counts_N[filled.parent_N == node].sum() > 0
+    # once is enough, and a round trip keeps it
+    assert filled.filled()[1] == 0
+    for again in (filled.filled()[0], Taxonomy.from_dict(json.loads(json.dumps(filled.to_dict())))):
+        assert again.paths == filled.paths
+        for field in ("rank_N", "parent_N", "first_leaf_N", "end_leaf_N", "counts_N", "predictable_N"):
+            ours, theirs = getattr(filled, field), getattr(again, field)
+            assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist())
 
 
 # -- within

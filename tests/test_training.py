@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,15 +22,25 @@ from torch import nn
 from torch.nn import functional
 
 import bioscan
+from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.config import layered
+from bioscan.data.images import Images
 from bioscan.errors import DataError, RequestError
-from bioscan.learn import model_folder, models, training
+from bioscan.jobs.evaluate import evaluate_ranks
+from bioscan.jobs.predict import predict
+from bioscan.learn import model_folder, models, run_folder, training
 from bioscan.learn.augmentation import DRAWS, Augmentation
 from bioscan.learn.dataset import ImageSpec, SpecimenDataset
-from bioscan.learn.loader import Loader
-from bioscan.learn.losses import cross_entropy, focal
+from bioscan.learn.device import choose_device, choose_precision
+from bioscan.learn.distributed import ONE
+from bioscan.learn.loader import Batch, Loader
+from bioscan.learn.losses import make_loss, outputs_of
+from bioscan.learn.optimisation import learning_rate, make_optimizer, set_rate
 from bioscan.learn.run_folder import open_run
 from bioscan.learn.settings import RECIPES, TrainSettings
+from bioscan.learn.specimens import Specimens, select
+from bioscan.learn.validation import score_names, validate
+from bioscan.vocabulary import RANKS
 
 Paint = Callable[..., tuple[Path, Path]]
 
@@ -49,6 +61,16 @@ QUICK: dict[str, Any] = {
 
 def quick(**changes: Any) -> TrainSettings:
     return TrainSettings(**{**QUICK, **changes})
+
+
+def part(
+    metadata: Path, images: Path, *, ranks: tuple[str, ...] = ("order",), cache: bool = False
+) -> tuple[SpecimenDataset, Specimens]:
+    """The training specimens, their targets nodes of the taxonomy."""
+    package = Images(images)
+    chosen = select(metadata, package, experiment="large_insect_order", ranks=ranks, roles=["train"])
+    rows, nodes = (chosen.table[column].to_numpy() for column in ("row", "node"))
+    return SpecimenDataset(package, rows, nodes, image_size=36, crop_size=32, cache=cache), chosen
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -91,8 +113,7 @@ def test_the_paper_recipe_is_every_default_of_its_program() -> None:
 
 
 def test_the_paper_recipe_trains_as_a_loop_written_by_hand(paint: Paint, tmp_path: Path) -> None:
-    metadata, images = paint(THREE)
-    dataset = SpecimenDataset.from_catalogue(metadata, images, image_size=36, crop_size=32)
+    dataset, chosen = part(*paint(THREE))
     small = {
         "weights": "none",
         "image_size": 36,
@@ -103,10 +124,19 @@ def test_the_paper_recipe_trains_as_a_loop_written_by_hand(paint: Paint, tmp_pat
     }
     settings = layered(TrainSettings, recipe=RECIPES["paper"] | small | {"criterion": "last", "workers": 0})
     torch.manual_seed(0)
-    network, by_hand = (models.create("test_resnet", num_leaves=3, crop_size=32) for _ in range(2))
+    network, by_hand = (models.create("test_resnet", outputs=3, crop_size=32) for _ in range(2))
     by_hand.load_state_dict(network.state_dict())
     spec = training.image_spec_of(settings, network)
-    made = training.fit(network, dataset, None, num_leaves=3, spec=spec, settings=settings, folder=tmp_path)
+    made = training.fit(
+        network,
+        dataset,
+        None,
+        taxonomy=chosen.taxonomy,
+        loss=make_loss(settings, chosen.taxonomy, chosen.target_counts()),
+        spec=spec,
+        settings=settings,
+        folder=tmp_path,
+    )
 
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, nesterov=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[1, 2], gamma=0.1)
@@ -121,7 +151,9 @@ def test_the_paper_recipe_trains_as_a_loop_written_by_hand(paint: Paint, tmp_pat
                     flip = bool(drawn[DRAWS.index("horizontal")] < 0.5)
                     flips += flip
                     pixels.append((image.flip(2) if flip else image) / 255)
-                loss = functional.cross_entropy(by_hand(torch.stack(pixels)), batch.targets_B)
+                loss = functional.cross_entropy(
+                    by_hand(torch.stack(pixels)), batch.targets_B - 1
+                )  # less the root
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -150,7 +182,7 @@ def test_the_steps_schedule_is_torchs_own() -> None:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3])
     for epoch in range(5):
         for part in (0, 0.3, 0.99):
-            rate = training.learning_rate(settings, epoch + part)
+            rate = learning_rate(settings, epoch + part)
             assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
         optimizer.step()
         scheduler.step()
@@ -158,7 +190,7 @@ def test_the_steps_schedule_is_torchs_own() -> None:
 
 def test_the_cosine_warms_up_and_ends_at_zero() -> None:
     settings = TrainSettings(epochs=13, warmup=3, lr=2.0)
-    rates = [training.learning_rate(settings, at / 10) for at in range(131)]
+    rates = [learning_rate(settings, at / 10) for at in range(131)]
     assert rates[0] == pytest.approx(2 * 0.01 / 3)
     assert all(np.diff(rates[:31]) > 0)
     assert rates[30] == 2.0
@@ -170,12 +202,12 @@ def test_the_cosine_warms_up_and_ends_at_zero() -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_a_run_shorter_than_its_warm_up_has_rates_above_zero(epochs: int) -> None:
     settings = TrainSettings(epochs=epochs, warmup=5)
-    assert all(training.learning_rate(settings, at / 10) > 0 for at in range(epochs * 10))
+    assert all(learning_rate(settings, at / 10) > 0 for at in range(epochs * 10))
 
 
 def test_adamw_spares_biases_and_norms_and_forgets_no_parameter() -> None:
-    network = models.create("test_resnet", num_leaves=3, crop_size=32)
-    optimizer = training.make_optimizer(network, TrainSettings(weight_decay=0.1))
+    network = models.create("test_resnet", outputs=3, crop_size=32)
+    optimizer = make_optimizer(network, TrainSettings(weight_decay=0.1))
     decayed, spared = optimizer.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     norms = {m for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
@@ -184,18 +216,6 @@ def test_adamw_spares_biases_and_norms_and_forgets_no_parameter() -> None:
     expected |= {names[id(m.weight)] for m in norms}
     assert {names[id(p)] for p in spared["params"]} == expected
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
-
-
-def test_the_losses_are_their_formulas() -> None:
-    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
-    targets = torch.tensor([0, 1])
-    e = [math.exp(2) / (math.exp(2) + 1 + math.exp(-1)), math.exp(0.5) / (2 * math.exp(0.5) + math.exp(3))]
-    assert cross_entropy(logits, targets).tolist() == pytest.approx([-math.log(p) for p in e])
-    assert focal(logits, targets, gamma=2).tolist() == pytest.approx([(1 - p) ** 2 * -math.log(p) for p in e])
-    assert torch.equal(focal(logits, targets, gamma=0), cross_entropy(logits, targets))
-    smooth = cross_entropy(logits, targets, label_smoothing=0.3)
-    uniform = -functional.log_softmax(logits, 1).mean(1)
-    assert torch.allclose(smooth, 0.7 * cross_entropy(logits, targets) + 0.3 * uniform)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +227,8 @@ def test_the_losses_are_their_formulas() -> None:
         ({"lr": -1.0}, "lr is -1.0; it must be at least 0"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"lr": math.nan}, "lr is nan"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0"),
         ({"workers": -1}, "workers is -1; it must be at least 0"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"label_smoothing": 0.1, "loss": "focal"}, "label_smoothing goes with loss cross_entropy only"),
@@ -217,21 +239,22 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
         TrainSettings(**changes)
 
 
-def test_the_rank_follows_from_the_experiment() -> None:
-    assert TrainSettings().target_rank == "order"
-    assert TrainSettings(experiment="medium_diptera_family").target_rank == "family"
-    assert TrainSettings(experiment="medium_diptera_family", rank="genus").target_rank == "genus"
-    assert TrainSettings(experiment="my_own_column").target_rank == "order"
+def test_the_ranks_follow_from_the_experiment_unless_they_are_told() -> None:
+    assert TrainSettings().target_ranks == ("order",)
+    assert TrainSettings(experiment="medium_diptera_family").target_ranks == ("family",)
+    assert TrainSettings(experiment="medium_diptera_family", rank="genus").target_ranks == ("genus",)
+    assert TrainSettings(experiment="my_own_column").target_ranks == ("order",)
+    assert TrainSettings(ranks=("genus,order", "species")).target_ranks == ("order", "genus", "species")
 
 
 def test_a_device_or_precision_that_is_not_here_is_told() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(RequestError, match="no CUDA device here; pass --device cpu"):
-            training.choose_device("cuda")
+            choose_device("cuda")
     with pytest.raises(RequestError, match="fp16 needs a CUDA device"):
-        training.choose_precision("fp16", torch.device("cpu"))
-    assert training.choose_precision("off", torch.device("cpu")) is None
-    assert training.choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
+        choose_precision("fp16", torch.device("cpu"))
+    assert choose_precision("off", torch.device("cpu")) is None
+    assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
 
 
 # -- a run
@@ -333,27 +356,35 @@ def test_within_a_taxon_only_its_species_are_classes(paint: Paint, tmp_path: Pat
 class Dropping(nn.Sequential):
     """A network whose training draws random numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = 3) -> None:
         super().__init__(
-            nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 7 * 7, 3)
+            nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 7 * 7, outputs)
         )
 
 
-def fit(dataset: SpecimenDataset, folder: Path, settings: TrainSettings, **options: Any) -> training.Result:
+def fit(
+    learned: tuple[SpecimenDataset, Specimens], folder: Path, settings: TrainSettings, **options: Any
+) -> training.Result:
+    """A run on one part, which is its own validation."""
+    dataset, chosen = learned
     folder.mkdir(exist_ok=True)
     torch.manual_seed(settings.seed)
-    spec = ImageSpec(image_size=36, crop_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     return training.fit(
-        Dropping(), dataset, dataset, num_leaves=3, spec=spec, settings=settings, folder=folder, **options
+        Dropping(outputs_of(chosen.taxonomy, settings.softmax)),
+        dataset,
+        dataset,
+        taxonomy=chosen.taxonomy,
+        loss=make_loss(settings, chosen.taxonomy, chosen.target_counts()),
+        spec=ImageSpec(image_size=36, crop_size=32, mean=(0.5,) * 3, std=(0.5,) * 3),
+        settings=settings,
+        folder=folder,
+        **options,
     )
 
 
 def test_the_seed_decides_and_workers_and_cache_do_not(paint: Paint, tmp_path: Path) -> None:
     metadata, images = paint(THREE)
-    plain, cached = (
-        SpecimenDataset.from_catalogue(metadata, images, image_size=36, crop_size=32, cache=cache)
-        for cache in (False, True)
-    )
+    plain, cached = (part(metadata, images, cache=cache) for cache in (False, True))
     one = fit(plain, tmp_path / "one", quick())
     for name, dataset, changes in (
         ("again", plain, {}),
@@ -371,7 +402,7 @@ def test_the_seed_decides_and_workers_and_cache_do_not(paint: Paint, tmp_path: P
 def test_the_kept_epoch_is_the_first_best_by_the_criterion(
     paint: Paint, tmp_path: Path, criterion: str
 ) -> None:
-    dataset = SpecimenDataset.from_catalogue(*paint(THREE), image_size=36, crop_size=32)
+    dataset = part(*paint(THREE))
     run = fit(dataset, tmp_path / "run", quick(epochs=6, lr=0.02, criterion=criterion)).run
     values = [row.get(f"validation_{criterion}", row["epoch"]) for row in run.history]
     best = min(values) if criterion == "loss" else max(values)
@@ -394,7 +425,7 @@ def test_macro_top_1_is_the_mean_over_classes_that_validation_has(paint: Paint, 
 
 
 def test_early_stop_after_patience_epochs_without_a_better_one(paint: Paint, tmp_path: Path) -> None:
-    dataset = SpecimenDataset.from_catalogue(*paint(THREE), image_size=36, crop_size=32)
+    dataset = part(*paint(THREE))
     run = fit(dataset, tmp_path / "run", quick(epochs=40, lr=0.01, patience=3)).run
     assert run.epoch == run.best_epoch + 3 < 40
     never = fit(dataset, tmp_path / "never", quick(epochs=12, lr=0.01, patience=0)).run
@@ -402,7 +433,7 @@ def test_early_stop_after_patience_epochs_without_a_better_one(paint: Paint, tmp
 
 
 def test_mixed_precision_and_focal_loss_and_sgd_train_too(paint: Paint, tmp_path: Path) -> None:
-    dataset = SpecimenDataset.from_catalogue(*paint(THREE), image_size=36, crop_size=32)
+    dataset = part(*paint(THREE))
     for name, changes in (
         ("bf16", {"amp": "bf16"}),
         ("focal", {"loss": "focal"}),
@@ -411,6 +442,256 @@ def test_mixed_precision_and_focal_loss_and_sgd_train_too(paint: Paint, tmp_path
     ):
         history = fit(dataset, tmp_path / name, quick(epochs=10, **changes)).run.history
         assert history[-1]["train_loss"] < history[0]["train_loss"], name
+
+
+# -- several ranks
+
+
+DEEP = {
+    "Diptera/Syrphidae/Eristalis/Eristalis tenax": (6, 3, 1),
+    "Diptera/Syrphidae": (6, 2, 0),
+    "Lepidoptera/not_classified/Pieris": (5, 2, 1),
+    "Lepidoptera": (3, 1, 0),
+    "Coleoptera/Carabidae/Carabus/Carabus auratus": (4, 0, 1),
+}
+
+
+@pytest.mark.parametrize("ranks", [("order",), ("order", "family", "genus"), ("family", "species")])
+def test_accuracies_at_each_rank_are_those_counted_one_by_one(ranks: tuple[str, ...]) -> None:
+    generator = np.random.default_rng(3)
+    rows = [(*path.split("/"), *["not_classified"] * 3)[:4] for path in DEEP]
+    frame = pl.DataFrame(
+        [[None if name == "not_classified" else name for name in row] for row in rows],
+        schema=["order", "family", "genus", "species"],
+        orient="row",
+    )
+    taxonomy = Taxonomy.build(frame.filter(pl.any_horizontal(pl.col(r).is_not_null() for r in ranks)), ranks)
+    taxonomy, _ = taxonomy.filled()
+    real = np.flatnonzero(taxonomy.predictable_N[1:]) + 1
+    targets = generator.choice(real, 60)
+    leaves = generator.integers(0, taxonomy.num_leaves, 60)
+    places = np.where(np.arange(60) < 50, np.arange(60), -1)  # the last ten count for nothing
+
+    def batch_of(span: slice) -> Batch:
+        numbers = torch.arange(60)[span]
+        image, drawn = torch.zeros(numbers.numel(), 3, 1, 1), torch.zeros(numbers.numel(), len(DRAWS))
+        at = torch.from_numpy(places[span])
+        return Batch(image, torch.from_numpy(targets[span]), numbers, drawn, at, [])
+
+    def measure(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        taken = batch.numbers_B % 2 == 0
+        return torch.from_numpy(leaves)[batch.numbers_B], batch.numbers_B * taken, taken
+
+    batches = [batch_of(slice(0, 30)), batch_of(slice(30, 50)), batch_of(slice(50, 60))]
+    scores, failures = validate(batches, measure, taxonomy, ONE)
+    assert failures == {}
+    assert scores["validation_loss"] == 24  # of the even numbers up to 48
+
+    def name_at(node: int, rank: str) -> str | None:
+        while node > 0:
+            if RANKS[taxonomy.rank_N[node]] == rank:
+                return taxonomy.name(node) if taxonomy.predictable_N[node] else None
+            node = int(taxonomy.parent_N[node])
+        return None
+
+    means: dict[str, list[float]] = {"micro": [], "macro": []}
+    for rank in ranks:
+        true = [name_at(int(node), rank) for node in targets[:50]]
+        found = [name_at(int(taxonomy.leaves_L[leaf]), rank) for leaf in leaves[:50]]
+        right: dict[str, list[bool]] = {}
+        for one, other in zip(true, found, strict=True):
+            if one is not None:
+                right.setdefault(one, []).append(one == other)
+        every = [r for of_taxon in right.values() for r in of_taxon]
+        means["micro"].append(sum(every) / len(every))
+        means["macro"].append(sum(sum(r) / len(r) for r in right.values()) / len(right))
+        if len(ranks) > 1:
+            for kind, values in means.items():
+                assert scores[f"validation_{rank}_{kind}_top_1"] == pytest.approx(values[-1], abs=1e-12)
+    for kind, values in means.items():
+        assert scores[f"validation_{kind}_top_1"] == pytest.approx(sum(values) / len(ranks), abs=1e-12)
+    assert list(scores) == score_names(taxonomy)
+
+
+def test_one_model_learns_all_ranks_also_from_partly_named_specimens(paint: Paint, tmp_path: Path) -> None:
+    settings = quick(ranks=("order,family,genus,species",), epochs=25, lr=0.01, amp="off")
+    result = bioscan.train(*paint(DEEP), tmp_path / "run", settings)
+    assert (result["ranks"], result["rank"]) == (["order", "family", "genus", "species"], "species")
+    assert (result["classes"], result["placeholders"], result["coarse"]) == (3, 1, 9)
+    scores = result["validation_scores"]
+    assert scores["order_micro_top_1"] == 1.0
+    known = [scores[f"{rank}_macro_top_1"] for rank in result["ranks"]]
+    assert scores["macro_top_1"] == pytest.approx(sum(known) / 4)
+    model = model_folder.load(tmp_path / "run")
+    assert model.info["target_counts"] == model.target_counts_N.tolist()
+    assert sum(model.info["target_counts"]) == 24
+    assert (model.info["ranks"], model.softmax) == (["order", "family", "genus", "species"], "flat")
+
+
+@pytest.mark.parametrize("coarse", ["refuse", "drop"])
+def test_a_loss_that_needs_leaves_says_so_or_drops(paint: Paint, tmp_path: Path, coarse: str) -> None:
+    settings = quick(ranks=("order,species",), loss="focal", coarse=coarse)
+    if coarse == "refuse":
+        with pytest.raises(RequestError, match=r"are not named down to a leaf .* or --coarse drop"):
+            bioscan.train(*paint(DEEP), tmp_path / "run", settings)
+        assert not (tmp_path / "run").exists()
+        return
+    result = bioscan.train(*paint(DEEP), tmp_path / "run", settings)
+    # of the 24 six are Diptera without a species; those of Lepidoptera are all the same leaf
+    assert (result["training"], result["coarse"]) == (18, 0)
+    assert result["left_out"] == {"a name above the leaves of the tree, which the loss cannot take": 6}
+
+
+def test_the_kept_weights_are_those_that_were_validated(paint: Paint, tmp_path: Path) -> None:
+    learned = part(*paint(DEEP), ranks=("order", "species"))
+    dataset, chosen = learned
+    cases: dict[str, dict[str, Any]] = {
+        "mean": {"ema": 0.8},
+        "spread": {"ema": 0.8, "distribute": "fsdp"},
+        "conditional": {"softmax": "conditional"},
+    }
+    for name, changes in cases.items():
+        settings = quick(epochs=3, amp="off", criterion="last", **changes)
+        result = fit(learned, tmp_path / name, settings)
+        network = Dropping(outputs_of(chosen.taxonomy, settings.softmax)).eval()
+        network.load_state_dict(result.state)
+        images = torch.stack([dataset[i][0] for i in range(len(dataset))])
+        targets = torch.tensor(dataset.targets_N)
+        with torch.no_grad():
+            outputs = network((images.float() / 255 - 0.5) / 0.5)
+            loss = make_loss(settings, chosen.taxonomy, chosen.target_counts())(outputs, targets)
+        assert result.run.history[-1]["validation_loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
+
+
+SCORED: dict[str, dict[str, Any]] = {
+    "mean": {"ema": 0.8, "mixup": 0.3},
+    "conditional": {"softmax": "conditional", "sampler": "square_root"},
+    "adapted": {
+        **{"model": "test_vit", "lora_rank": 2, "ema": 0.8, "loss": "logit_adjusted"},
+        **{"optimizer": "sgd", "layer_decay": 0.8, "lr": 0.1},
+    },
+}
+UNKNOWN = "Diptera/Syrphidae/Episyrphus/Episyrphus balteatus"
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_of_the_history_are_those_of_an_evaluation(paint: Paint, tmp_path: Path, name: str) -> None:
+    ranks = ("order", "family", "genus", "species")
+    data = paint({**DEEP, UNKNOWN: (0, 2, 0)})  # known to their family
+    settings = quick(epochs=4, ranks=ranks, **{"amp": "off", "lr": 0.01, **SCORED[name]})
+    result = bioscan.train(*data, tmp_path / "run", settings)
+    assert result["lifted"] == 2
+    made = tmp_path / "named.parquet"
+    predict(tmp_path / "run", data[0], made, images=data[1], roles=["validation"])
+    found = evaluate_ranks(made, data[0], role="validation")
+    assert [*found] == [*ranks]
+    for rank, evaluation in found.items():
+        unknown = 2 if rank in ("genus", "species") else 0
+        assert evaluation.counts["unknown_to_model"] == unknown
+        micro, macro = (evaluation.metrics["top_1"][average] for average in ("micro", "macro"))
+        scores = [result["validation_scores"][f"{rank}_{kind}_top_1"] for kind in ("micro", "macro")]
+        # an evaluation counts taxa that the model cannot know as errors
+        n, classes = evaluation.n, macro.classes or 0
+        assert scores[0] == pytest.approx(micro.value * n / (n - unknown))
+        assert scores[1] == pytest.approx(macro.value * classes / (classes - unknown // 2))
+
+
+def test_a_loss_that_changes_on_the_way_is_validated_as_it_ends(paint: Paint, tmp_path: Path) -> None:
+    """Else an epoch would look better for the weights that its loss had not yet."""
+    losses = []
+    for deferred in (0.0, 1.0):
+        settings = quick(loss="ldam", ldam_deferred=deferred, epochs=1, lr=1e-9, amp="off", balance_beta=1.0)
+        result = bioscan.train(*paint(THREE), tmp_path / str(deferred), settings)
+        losses.append(result["history"][0]["validation_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# -- what a step does
+
+
+def test_the_gradient_of_a_step_is_clipped(paint: Paint, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "steps"}
+    settings = quick(batch_size=21, epochs=1, lr=0.5, amp="off", criterion="last", **changes)
+    torch.manual_seed(settings.seed)
+    start = Dropping().state_dict()
+
+    def moved(name: str, settings: TrainSettings) -> float:
+        end = fit(part(*paint(THREE)), tmp_path / name, settings).state
+        return math.sqrt(sum(float((end[k] - start[k]).square().sum()) for k in start))
+
+    assert moved("clipped", replace(settings, clip_norm=0.01)) == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert moved("free", settings) > 0.05
+    assert moved("wide", replace(settings, clip_norm=1e9)) == pytest.approx(moved("free2", settings))
+
+
+def test_each_group_has_its_share_of_the_rate() -> None:
+    network = models.create("test_vit", outputs=3, crop_size=32)
+    optimizer = make_optimizer(network, TrainSettings(layer_decay=0.5))
+    set_rate(optimizer, 0.2)
+    rates = {group["lr_scale"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {scale: pytest.approx(0.2 * scale) for scale in rates}
+    assert len(rates) > 3
+    assert max(rates) == 1
+
+
+def test_what_is_frozen_stays_and_adapters_end_in_an_ordinary_network(paint: Paint, tmp_path: Path) -> None:
+    data = paint(THREE)
+    torch.manual_seed(1)
+    start = models.create("test_byobnet", outputs=3, crop_size=32).state_dict()
+    bioscan.train(*data, tmp_path / "frozen", quick(freeze=True))
+    end = weights(tmp_path / "frozen")
+    assert {name for name in start if not torch.equal(start[name], end[name])} == {
+        "head.fc.weight",
+        "head.fc.bias",
+    }
+    bioscan.train(*data, tmp_path / "adapted", quick(model="test_vit", lora_rank=2, lr=0.01))
+    torch.manual_seed(1)
+    start = models.create("test_vit", outputs=3, crop_size=32).state_dict()
+    end = weights(tmp_path / "adapted")
+    assert end.keys() == start.keys()
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert moved >= {"head.weight", "blocks.0.attn.qkv.weight"}
+    assert all(name.startswith("head.") or ".attn." in name for name in moved)
+    assert model_folder.load(tmp_path / "adapted").taxonomy.num_leaves == 3
+
+
+def test_every_loss_and_sampler_trains_and_its_model_loads(paint: Paint, tmp_path: Path) -> None:
+    data = paint(THREE)
+    cases: dict[str, dict[str, Any]] = {
+        "ldam": {"loss": "ldam", "ldam_deferred": 0.5},
+        "class_balanced": {"loss": "class_balanced", "sampler": "square_root"},
+        "logit_adjusted": {"loss": "logit_adjusted", "sampler": "class_balanced"},
+        "mixed": {"mixup": 0.2, "cutmix": 1.0, "sampler": "repeat_factor", "repeat_threshold": 0.4},
+        "random": {"random_ops": 2, "background": 0.5, "label_smoothing": 0.1},
+    }
+    for name, changes in cases.items():
+        result = bioscan.train(*data, tmp_path / name, quick(epochs=8, lr=0.01, **changes))
+        losses = [row["train_loss"] for row in result["history"]]
+        assert min(losses[1:]) < losses[0], name
+        loss = changes.get("loss", "cross_entropy")
+        assert model_folder.load(tmp_path / name).trained_with("loss") == loss
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 8])
+def test_parts_that_hold_one_specimen_or_none_train_too(
+    paint: Paint, tmp_path: Path, accumulate: int
+) -> None:
+    metadata, images = paint({"Diptera": (4, 1, 0), "Coleoptera": (3, 1, 0)})
+    (images / "Diptera-train-0.jpg").write_bytes(b"")
+    settings = quick(batch_size=4, accumulate=accumulate, model="test_resnet", epochs=3)
+    result = bioscan.train(metadata, images, tmp_path / "run", settings)
+    assert all(math.isfinite(row["train_loss"]) for row in result["history"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_network_learns_the_same(paint: Paint, tmp_path: Path) -> None:
+    dataset = part(*paint(THREE))
+    plain, compiled = (
+        fit(dataset, tmp_path / str(compile), quick(epochs=1, amp="off", compile=compile)).state
+        for compile in (False, True)
+    )
+    assert plain.keys() == compiled.keys()
 
 
 # -- kills
@@ -473,7 +754,13 @@ def whole(forty: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize(
     ("moment", "workers", "epochs_kept"),
-    [("middle", 0, 2), ("middle", 2, 2), ("checkpoint", 0, 1), ("half", 0, 1), ("end", 0, 4)],
+    [
+        pytest.param("middle", 0, 2, marks=pytest.mark.slow),
+        ("middle", 2, 2),
+        ("checkpoint", 0, 1),
+        pytest.param("half", 0, 1, marks=pytest.mark.slow),
+        pytest.param("end", 0, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_killed_at_any_moment_ends_with_the_bits_of_one_that_was_not(
     forty: tuple[Path, Path],
@@ -512,9 +799,12 @@ def test_a_run_killed_at_any_moment_ends_with_the_bits_of_one_that_was_not(
     assert left == {"failed.csv", "history.csv", "model", "record.json", "tensorboard"}
 
 
-def test_random_numbers_of_the_network_go_on_too(paint: Paint, tmp_path: Path) -> None:
-    dataset = SpecimenDataset.from_catalogue(*paint(THREE), image_size=36, crop_size=32)
-    settings = quick(epochs=5)
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "mixup": 0.5, "accumulate": 2}, {"distribute": "fsdp"}])
+def test_random_numbers_of_the_network_go_on_too(
+    paint: Paint, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    dataset = part(*paint(THREE))
+    settings = quick(epochs=5, **changes)
 
     def stop(done: int, total: int, *, epoch: int, loss: float) -> None:
         if epoch == 4:
@@ -561,6 +851,33 @@ def test_a_run_is_resumed_only_as_the_run_that_it_was(forty: tuple[Path, Path], 
             bioscan.train(*forty, folder, settings, resume=resume)
     again = bioscan.train(*forty, folder, replace(settings, epochs=1), overwrite=True)
     assert again["epochs"] == 1
+
+
+def test_a_run_goes_on_with_other_threads_only_if_it_may_be_rounded_otherwise(tmp_path: Path) -> None:
+    one, two = ({"settings": {"threads": n}, "threads": n, "processes": 1} for n in (1, 2))
+    open_run(tmp_path / "run", one, resume=False, overwrite=False)
+    with pytest.raises(RequestError, match=r"begun otherwise: threads was 1, is 2; .*or pass --inexact"):
+        open_run(tmp_path / "run", two, resume=True, overwrite=False)
+    open_run(tmp_path / "run", two, resume=True, overwrite=False, inexact=True)
+    other = {**two, "settings": {"threads": 2, "lr": 1}}
+    with pytest.raises(RequestError, match=r"other settings or data: lr was None, is 1"):
+        open_run(tmp_path / "run", other, resume=True, overwrite=False, inexact=True)
+
+
+def test_a_folder_in_which_another_process_trains_is_left_to_it(
+    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder = paint(THREE), tmp_path / "run"
+    monkeypatch.setattr(run_folder, "_LINGER_S", 0.3)
+
+    def others(done: int, total: int, **values: Any) -> None:
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(RequestError, match=r"another process trains in .*run; let it end"):
+                bioscan.train(*data, folder, quick(), **options)
+
+    result = bioscan.train(*data, folder, quick(), progress=others)
+    assert result["epochs"] == 2
+    assert bioscan.train(*data, folder, quick(), overwrite=True)["epochs"] == 2
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
@@ -645,6 +962,8 @@ def test_without_validation_the_last_epoch_can_be_kept(paint: Paint, tmp_path: P
         ({"Diptera": (0, 3, 1)}, {}, "has no training specimens with an image and a name at rank order"),
         (THREE, {"experiment": "small_insect_order"}, "has no column 'small_insect_order'"),
         (THREE, {"rank": "ordr"}, "unknown rank 'ordr'"),
+        (DEEP, {"ranks": ("order", "tribe")}, "no training specimen has a name at rank tribe: leave it out"),
+        (DEEP, {"ranks": ("order", "subfamily", "genus")}, "has a name at rank subfamily: leave it out"),
         (THREE, {"within": "Nobody"}, "no record belongs to 'Nobody'"),
         (THREE, {"model": "resnt18"}, "unknown model 'resnt18'; did you mean 'resnet18'"),
         (THREE, {"amp": "fp16", "device": "cpu"}, "fp16 needs a CUDA device"),
@@ -690,6 +1009,21 @@ def test_a_disk_that_is_full_leaves_no_half_model(
     assert not (tmp_path / "run/model").exists()
     monkeypatch.undo()
     assert bioscan.train(metadata, images, tmp_path / "run", settings, resume=True)["epochs"] == 2
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told(paint: Paint, tmp_path: Path) -> None:
+    data = paint(THREE)
+    bioscan.train(*data, tmp_path / "whole", quick())
+    size = (tmp_path / "whole/model/model.safetensors").stat().st_size
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size, unlimited[1]))  # best weights fit, thrice does not
+    try:
+        with pytest.raises(RequestError, match=r"checkpoint\.pt: File too large; nothing was written"):
+            bioscan.train(*data, tmp_path / "run", quick())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    bioscan.train(*data, tmp_path / "run", quick(), resume=True)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 def test_numbers_of_the_specimens_do_not_follow_from_row_order(paint: Paint, tmp_path: Path) -> None:

@@ -150,6 +150,66 @@ def test_predict_then_evaluate(
     assert json.loads(out)["n"] == 6
 
 
+FAMILIES = {
+    "Diptera/Sciaridae": (8, 3, 3),
+    "Diptera/Syrphidae": (4, 2, 2),
+    "Diptera": (4, 1, 2),  # known to the order alone
+    "Lepidoptera/Pieridae": (6, 2, 2),
+}
+
+
+@pytest.mark.parametrize("softmax", ["flat", "conditional"])
+def test_one_model_of_two_ranks_trains_names_and_is_scored_at_each(
+    paint: Paint, run_bioscan: RunBioscan, tmp_path: Path, softmax: str
+) -> None:
+    metadata, images = paint(FAMILIES)
+    run, table = tmp_path / "run", tmp_path / "p.parquet"
+    flags = small("--ranks", "order,family", "--softmax", softmax)
+    status, out, _ = run_bioscan("train", metadata, images, "-o", run, *flags)
+    assert status == 0
+    assert out.startswith(
+        "test_byobnet, 3 taxa at ranks order, family: 22 training, 8 validation specimens\n"
+    )
+    assert "| order | 2 | 22 | 4 |" in (run / "model/README.md").read_text()
+    asked = ("predict", run, metadata, "--images", images, "-o", table, "--decode", "greedy", "--tau", 1)
+    status, out, err = run_bioscan(*asked)
+    assert (status, err) == (0, "")
+    assert out.startswith("17 of 17 specimens named\n")
+    made = read_predictions(table)
+    both = set(made.select("order", "family").unique().rows())
+    assert both <= {("Diptera", "Sciaridae"), ("Diptera", "Syrphidae"), ("Lepidoptera", "Pieridae")}
+    status, out, _ = run_bioscan("evaluate", table, metadata, "--rank", "all", "--json")
+    scores = json.loads(out)["ranks"]
+    assert status == 0
+    assert {rank: scores[rank]["n"] for rank in scores} == {"order": 9, "family": 7}
+
+
+def test_tau_on_top_of_a_fair_training_is_said(paint: Paint, run_bioscan: RunBioscan, tmp_path: Path) -> None:
+    metadata, images = paint(THREE)
+    flags = small("--loss", "logit_adjusted", "--epochs", 1)
+    assert run_bioscan("train", metadata, images, "-o", tmp_path / "run", *flags)[0] == 0
+    asked = ("predict", tmp_path / "run", metadata, "--images", images)
+    assert run_bioscan(*asked, "-o", tmp_path / "p.csv")[2] == ""
+    status, _, err = run_bioscan(*asked, "-o", tmp_path / "q.csv", "--tau", "-1")
+    assert status == 0
+    assert err == (
+        "the model was made fair to rare taxa in training (loss logit_adjusted): --tau -1 is on top of that\n"
+    )
+
+
+def test_a_specimen_without_a_photograph_is_told_by_its_id(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images, run = trained
+    frame = pl.read_csv(metadata, separator="\t", infer_schema=False).head(3)
+    frame = frame.with_columns(image_file=pl.when(pl.int_range(pl.len()) > 0).then("image_file"))
+    frame.write_csv(tmp_path / "m.tsv", separator="\t")
+    arguments = ("predict", run, tmp_path / "m.tsv", "--images", images, "--all-rows")
+    status, _, err = run_bioscan(*arguments, "-o", tmp_path / "p.csv")
+    assert status == 1
+    assert err.startswith(f"1 of 3 pictures could not be named (first: {frame['sampleid'][0]}: not in the")
+
+
 def test_predict_lists_failures_and_exits_1(
     trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
 ) -> None:
@@ -160,7 +220,7 @@ def test_predict_lists_failures_and_exits_1(
     assert status == 1
     assert out.startswith("5 of 6 specimens named\n")
     assert err == (
-        "1 of 6 pictures could not be read "
+        "1 of 6 pictures could not be named "
         "(first: Diptera-test-1.jpg: not in the package (insects)); see the column 'error'\n"
     )
     assert read_predictions(tmp_path / "p.csv").filter(pl.col("error").is_not_null()).height == 1
@@ -182,6 +242,9 @@ def test_predict_lists_failures_and_exits_1(
         (["--images", "none.zip"], "none.zip"),
         (["--role", "tset"], "unknown role 'tset'; did you mean 'test'"),
         (["-o", "p.xlsx"], "unknown form of predictions '.xlsx'"),
+        (["--decode", "gready"], "greedy"),
+        (["--tau", "much"], "--tau"),
+        (["--tau", "nan"], "tau is nan; it must be a number, such as 0 or 1"),
     ],
 )
 def test_a_wrong_prediction_request_is_one_message_and_exit_2(

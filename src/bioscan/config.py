@@ -22,7 +22,7 @@ Settings = TypeVar("Settings")
 def setting(default: Any, help: str) -> Any:
     """A dataclass field with its help text, which ends with the default."""
     if isinstance(default, tuple):
-        text = " ".join(map(str, default))
+        text = " ".join(map(str, default)) or "none"
     elif default is None:
         text = "none"
     else:

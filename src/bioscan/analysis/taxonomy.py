@@ -6,7 +6,7 @@ taxa, it stays a taxon of its own; `bioscan check` lists such cases.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,8 @@ class Taxonomy:
     """Records at or below the node that the tree was built from."""
     paths: tuple[Lineage, ...]
     """Lineage of each node; the root's is empty."""
+    predictable_N: NDArray[np.bool_]
+    """False for the placeholders that `filled` puts into gaps: they are no taxa and no answers."""
 
     @classmethod
     def build(cls, frame: pl.DataFrame, ranks: Sequence[str]) -> "Taxonomy":
@@ -72,9 +74,52 @@ class Taxonomy:
             raise DataError(f"no record has a name at rank {' or '.join(ordered)}")
         return cls._numbered(ordered, counts, parents)
 
+    def filled(self) -> tuple["Taxonomy", int]:
+        """The tree without gaps: every rank of the tree above a leaf has a node.
+
+        Where a child skips ranks of the tree, a placeholder «unassigned PARENT» takes its place at each of
+        them, one for a parent and rank, as the dataset's own package does it. Placeholders are nodes with
+        counts and leaves, but `predictable_N` is False, `targets` never finds them, and the paths of the
+        taxa below them keep their holes. Leaves are the same taxa as before, in a new order. Below a leaf
+        nothing is added: a family without deeper records stays a leaf at rank family.
+
+        Returns:
+            The tree (numbered anew), and how many placeholders were made. With one rank there are none.
+
+        >>> rows = {"order": ["Diptera"], "family": [None], "genus": ["Aus"]}
+        >>> tree, made = Taxonomy.build(pl.DataFrame(rows), ["order", "family", "genus"]).filled()
+        >>> [tree.name(node) for node in range(tree.num_nodes)], made
+        (['', 'Diptera', 'unassigned Diptera', 'Aus'], 1)
+        """
+        levels = [RANKS.index(rank) for rank in self.ranks]
+        counts = dict(zip(self.paths, self.counts_N.tolist(), strict=True))
+        parents: dict[Lineage, Lineage] = {}
+        placeholders: dict[tuple[Lineage, int], Lineage] = {}
+        made: dict[Lineage, int] = {}
+        for path, parent_number in zip(self.paths[1:], self.parent_N[1:].tolist(), strict=True):
+            parent = above = self.paths[parent_number]
+            for level in levels:
+                if not len(parent) <= level < len(path) - 1:
+                    continue
+                if (parent, level) not in placeholders:
+                    name = f"unassigned {self.name(parent_number)}".rstrip()
+                    while (place := (*parent, *(None,) * (level - len(parent)), name)) in counts:
+                        name = f"unassigned {name}"  # a table may have taxa of this name
+                    placeholders[parent, level] = place
+                    parents[place] = above
+                above = placeholders[parent, level]
+                made[above] = made.get(above, 0) + counts[path]
+            parents[path] = above
+        unpredictable = {self.paths[n] for n in np.flatnonzero(~self.predictable_N)} | made.keys()
+        return self._numbered(self.ranks, counts | made, parents, unpredictable), len(made)
+
     @classmethod
     def _numbered(
-        cls, ranks: tuple[str, ...], counts: dict[Lineage, int], parents: dict[Lineage, Lineage]
+        cls,
+        ranks: tuple[str, ...],
+        counts: dict[Lineage, int],
+        parents: dict[Lineage, Lineage],
+        unpredictable: Set[Lineage] = frozenset(),
     ) -> "Taxonomy":
         children: dict[Lineage, list[Lineage]] = {}
         for node, parent in parents.items():
@@ -111,6 +156,7 @@ class Taxonomy:
             end_leaf_N=np.array(end_N, np.int32),
             counts_N=np.array([counts[p] for p in paths], np.int64),
             paths=tuple(paths),
+            predictable_N=np.array([p not in unpredictable for p in paths], bool),
         )
 
     @property
@@ -165,8 +211,9 @@ class Taxonomy:
     @cached_property
     def _by_name(self) -> dict[tuple[int, str | None], list[int]]:
         table: dict[tuple[int, str | None], list[int]] = {}
-        for number, path in enumerate(self.paths[1:], start=1):
-            table.setdefault((len(path) - 1, path[-1]), []).append(number)
+        for number in np.flatnonzero(self.predictable_N[1:]) + 1:
+            path = self.paths[number]
+            table.setdefault((len(path) - 1, path[-1]), []).append(int(number))
         return table
 
     def _find(self, path: Lineage) -> int:
@@ -195,7 +242,10 @@ class Taxonomy:
             "ranks": list(self.ranks),
             "nodes": [
                 {"path": list(path), "parent": int(parent), "count": int(count)}
-                for path, parent, count in zip(self.paths, self.parent_N, self.counts_N, strict=True)
+                | ({} if predictable else {"placeholder": True})
+                for path, parent, count, predictable in zip(
+                    self.paths, self.parent_N, self.counts_N, self.predictable_N, strict=True
+                )
             ],
         }
 
@@ -213,8 +263,13 @@ class Taxonomy:
                 path: paths[node["parent"]]
                 for path, node in zip(paths[1:], content["nodes"][1:], strict=True)
             }
-            tree = cls._numbered(tuple(content["ranks"]), counts, parents)
-        except (KeyError, IndexError, TypeError, ValueError):
+            unpredictable = {
+                path
+                for path, node in zip(paths, content["nodes"], strict=True)
+                if node.get("placeholder", False)
+            }
+            tree = cls._numbered(tuple(content["ranks"]), counts, parents, unpredictable)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise DataError(
                 "the taxonomy cannot be read: nodes with path, parent and count expected"
             ) from None

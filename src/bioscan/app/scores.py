@@ -1,6 +1,7 @@
 """Words for an evaluation: what text and page both say."""
 
 import math
+from collections.abc import Collection
 from typing import Any, Final
 
 from bioscan.jobs.evaluate import COUNTS, Evaluation
@@ -16,15 +17,19 @@ NOTES: Final = {
 
 def caption(found: Evaluation) -> str:
     """What was evaluated, in a line."""
-    which = f"{found.experiment}, {found.role}" if found.experiment else "all specimens in both"
-    below = f", within {found.within}" if found.within else ""
     classes = found.metrics["top_1"]["macro"].classes
-    return f"{which}{below}: {found.n:,} specimens of {classes:,} taxa at rank {found.rank}"
+    return f"{place(found)}: {found.n:,} specimens of {classes:,} taxa at rank {found.rank}"
 
 
-def counted(found: Evaluation) -> list[str]:
-    """A line for each kind of specimen that had no right name to give, or was left out."""
-    lines = [f"{found.counts[name]:,} {text}" for name, text in COUNTS.items() if found.counts.get(name)]
+def place(found: Evaluation) -> str:
+    """Which specimens were evaluated."""
+    which = f"{found.experiment}, {found.role}" if found.experiment else "all specimens in both"
+    return f"{which}, within {found.within}" if found.within else which
+
+
+def counted(found: Evaluation, names: Collection[str] = tuple(COUNTS)) -> list[str]:
+    """A line for each kind of specimen that had no right name to give, or was left out; then warnings."""
+    lines = [f"{found.counts[name]:,} {COUNTS[name]}" for name in names if found.counts.get(name)]
     if found.same_split is False:
         lines.append(
             "the roles are not those that the model was trained with (the split's hash differs): "

@@ -158,28 +158,50 @@ def evaluate(
         RequestError: a column or name that is not there; no specimen left.
         DataError: an input that cannot be used.
     """
-    if role is not None and role not in ROLES:
-        raise unknown("role", role, ROLES)
-    if not ks or min(ks) < 1:
-        raise RequestError("k must be 1 or more")
-    if isinstance(predictions, pl.DataFrame):
-        table, scores, record = check_predictions(predictions), None, {}
-    else:
-        table = read_predictions(predictions)
-        scores, record = read_scores(predictions), read_record(predictions)
-    rank = _rank(rank or record.get("rank"), table)
-    within = within or record.get("within")
-    frame = _catalogue(catalogue, rank, experiment, record.get("experiment"))
-    experiment = None if experiment == NO_EXPERIMENT else experiment or record.get("experiment")
-    if role and not experiment:
-        raise RequestError(f"role {role} of which split? Name its column: --experiment")
-    role = (role or "test") if experiment else None
-    inside = rows_within(frame, within) if within else frame
-    chosen = inside.filter(pl.col(experiment) == role) if experiment else inside
-    if chosen.is_empty():
-        raise RequestError(f"no specimen{f' of {within}' if within else ''} has role {role} in {experiment}")
-    key = _common_key(table, frame)
-    joined = _joined(chosen, table, key, rank)
+    found = _Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within, ks=ks)
+    return _evaluate(found, _rank(rank or found.record.get("rank"), found.table), ks, seed)
+
+
+def evaluate_ranks(
+    predictions: Path | str | pl.DataFrame,
+    catalogue: Path | str | pl.DataFrame,
+    *,
+    experiment: str | None = None,
+    role: str | None = None,
+    within: str | None = None,
+    ks: Sequence[int] = KS,
+    seed: int = 1,
+) -> dict[str, Evaluation]:
+    """Rank -> scores, root down, for each rank of the model; where it has one only, or is not known, for each
+    rank that the predictions name. Ranks at which no specimen is labelled are left out.
+
+    At each rank the specimens labelled there count: an answer deeper than the label is compared at the
+    label's rank, and is unknown, not wrong, below it. The rest as `evaluate`.
+
+    Raises:
+        RequestError: a column or name that is not there; no specimen left at any rank.
+        DataError: an input that cannot be used.
+    """
+    found = _Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within, ks=ks)
+    ranks = found.record.get("ranks") or ()
+    if len(ranks) < 2:
+        ranks = _named_ranks(found.table)
+    labelled = [rank for rank in ranks if rank in found.frame.columns and found.predicted_at(rank)]
+    if not labelled:
+        _joined(found.chosen, found.table, found.key, RANKS[-1])  # tells where no key is in both
+        raise RequestError(
+            f"no predicted specimen has a name at a rank of the predictions ({', '.join(ranks) or 'none'})"
+        )
+    return {rank: _evaluate(found, rank, ks, seed) for rank in labelled}
+
+
+def _evaluate(found: "_Inputs", rank: str, ks: Sequence[int], seed: int) -> Evaluation:
+    """The scores at a rank."""
+    table, scores, experiment = found.table, found.scores, found.experiment
+    if rank not in found.frame.columns:
+        raise RequestError(f"the catalogue has no column '{rank}'{near(rank, found.frame.columns)}")
+    key = found.key
+    joined = _joined(found.chosen, table, key, rank)
     counted = joined.filter(pl.col(rank).is_not_null())
     if counted.is_empty():
         raise RequestError(f"none of the {joined.height:,} predicted specimens has a name at rank {rank}")
@@ -201,21 +223,21 @@ def evaluate(
     else:
         at_rank = _AtRank(scores, _numbers(leaf_labels, labels), known.len())
         has_role = pl.col(experiment) == "validation" if experiment else pl.lit(False)
-        validation = inside.filter(has_role, pl.col(rank).is_not_null())[key]
+        validation = found.inside.filter(has_role, pl.col(rank).is_not_null())[key]
         right, thresholds, why = _from_scores(at_rank, specimens, sample, validation, ks)
         made |= {name: _shares(right_N, sample, seed) for name, right_N in right.items()}
     made["f1"] = _f1(sample, seed)
-    in_catalogue = int(table[key].is_in(frame[key].drop_nulls().implode()).sum())
+    in_catalogue = int(table[key].is_in(found.frame[key].drop_nulls().implode()).sum())
     return Evaluation(
         rank=rank,
         experiment=experiment,
-        role=role,
-        within=within,
+        role=found.role,
+        within=found.within,
         n=specimens.height,
         counts=_counts(specimens, known if scores else None)
         | {
             "unlabelled": joined.height - counted.height,
-            "not_predicted": chosen.height - joined.height,
+            "not_predicted": found.chosen.height - joined.height,
             "other": in_catalogue - joined.height,
             "not_in_catalogue": table.height - in_catalogue,
         },
@@ -225,20 +247,88 @@ def evaluate(
         per_class=_per_class(sample, labels),
         confusion=_confusion(sample, labels),
         specimens=specimens,
-        same_split=_same_split(catalogue, frame, experiment, record),
+        same_split=found.same_split,
         homonyms=sorted(taxa.homonyms),
-        record=record,
+        record=found.record,
     )
 
 
 # -- reading
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What an evaluation at any rank starts from."""
+
+    table: pl.DataFrame
+    """The predictions."""
+    scores: Scores | None
+    record: dict[str, Any]
+    frame: pl.DataFrame
+    """Of the catalogue: keys, ranks and roles."""
+    inside: pl.DataFrame
+    """Its rows below `within`."""
+    chosen: pl.DataFrame
+    """Of these the rows of the role."""
+    key: str
+    experiment: str | None
+    role: str | None
+    within: str | None
+    same_split: bool | None
+
+    @classmethod
+    def read(
+        cls,
+        predictions: Path | str | pl.DataFrame,
+        catalogue: Path | str | pl.DataFrame,
+        *,
+        experiment: str | None,
+        role: str | None,
+        within: str | None,
+        ks: Sequence[int],
+    ) -> "_Inputs":
+        """The tables, checked; the arguments are those of `evaluate`."""
+        if role is not None and role not in ROLES:
+            raise unknown("role", role, ROLES)
+        if not ks or min(ks) < 1:
+            raise RequestError("k must be 1 or more")
+        if isinstance(predictions, pl.DataFrame):
+            table, scores, record = check_predictions(predictions), None, {}
+        else:
+            table = read_predictions(predictions)
+            scores, record = read_scores(predictions), read_record(predictions)
+        within = within or record.get("within")
+        frame = _catalogue(catalogue, experiment, record.get("experiment"))
+        experiment = None if experiment == NO_EXPERIMENT else experiment or record.get("experiment")
+        if role and not experiment:
+            raise RequestError(f"role {role} of which split? Name its column: --experiment")
+        role = (role or "test") if experiment else None
+        inside = rows_within(frame, within) if within else frame
+        chosen = inside.filter(pl.col(experiment) == role) if experiment else inside
+        if chosen.is_empty():
+            below = f" of {within}" if within else ""
+            raise RequestError(
+                f"no specimen{below} has role {role} in {experiment}; "
+                f"--experiment {NO_EXPERIMENT} counts every labelled specimen"
+            )
+        key, same_split = _common_key(table, frame), _same_split(catalogue, frame, experiment, record)
+        return cls(table, scores, record, frame, inside, chosen, key, experiment, role, within, same_split)
+
+    def predicted_at(self, rank: str) -> int:
+        """Specimens that are chosen, labelled at a rank and predicted."""
+        labelled = self.chosen.filter(pl.col(rank).is_not_null())
+        return labelled.join(self.table, on=self.key, how="semi").height
+
+
+def _named_ranks(table: pl.DataFrame) -> list[str]:
+    """Ranks at which some specimen is named, root down."""
+    return [r for r in RANKS if r in table.columns and table[r].null_count() < table.height]
+
+
 def _rank(wanted: str | None, table: pl.DataFrame) -> str:
     present = [r for r in RANKS if r in table.columns]
     if wanted is None:
-        named = [r for r in present if table[r].null_count() < table.height]
-        return (named or present)[-1]
+        return (_named_ranks(table) or present)[-1]
     if wanted not in RANKS:
         raise unknown("rank", wanted, RANKS)
     if wanted not in present:
@@ -247,15 +337,13 @@ def _rank(wanted: str | None, table: pl.DataFrame) -> str:
 
 
 def _catalogue(
-    catalogue: Path | str | pl.DataFrame, rank: str, experiment: str | None, recorded: str | None
+    catalogue: Path | str | pl.DataFrame, experiment: str | None, recorded: str | None
 ) -> pl.DataFrame:
     """Its keys, ranks and roles."""
     if isinstance(catalogue, pl.DataFrame):
         known = catalogue.columns
     else:
         known = scan_metadata(catalogue).collect_schema().names()
-    if rank not in known:
-        raise RequestError(f"the catalogue has no column '{rank}'{near(rank, known)}")
     column = None if experiment == NO_EXPERIMENT else experiment or recorded
     if column and column not in known:
         if experiment:

@@ -1,13 +1,15 @@
 """From a model and images to a predictions table."""
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 import torch
 
+from bioscan.analysis.hierarchy import DECODINGS
 from bioscan.analysis.taxonomy import within as rows_within
 from bioscan.config import record as record_of
 from bioscan.data.images import Images
@@ -15,13 +17,20 @@ from bioscan.data.metadata import FORMS, fingerprint, read_metadata, scan_metada
 from bioscan.data.predictions import PredictionsWriter
 from bioscan.errors import RequestError, unknown
 from bioscan.learn import model_folder
+from bioscan.learn.device import choose_device, precision_name
 from bioscan.learn.prediction import Naming, predict_batches
-from bioscan.learn.training import choose_device, precision_name
 from bioscan.vocabulary import RANKS, ROLES
 
 _BLOCK_ROWS = 8_192
 _BLOCK_VALUES = 8_000_000
 """Rows, and leaf probabilities, that are gathered before they are written."""
+_BALANCING: Final[dict[str, tuple[str, ...]]] = {
+    "loss": ("class_balanced", "logit_adjusted", "ldam"),
+    "sampler": ("class_balanced", "square_root", "repeat_factor"),
+    "method": ("crt", "tau_norm"),
+    "balance": ("weights",),
+}
+"""Setting of a training -> its values that favour rare taxa."""
 
 
 def predict(
@@ -32,6 +41,8 @@ def predict(
     images: Path | str | Images | None = None,
     roles: Collection[str] = ("validation", "test"),
     scores: bool | None = None,
+    tau: float = 0.0,
+    decode: str = "leaf",
     batch_size: int = 64,
     device: str = "auto",
     workers: int | None = None,
@@ -50,6 +61,10 @@ def predict(
         roles: With a catalogue that has the model's split column: whose specimens, of the taxon that the
             model was trained within; empty: every row.
         scores: Write leaf probabilities beside the table; None: where specimens have roles.
+        tau: Strength of the logit adjustment: 0 as the network says, 1 as if all taxa were equally common. It
+            is on top of what the training did: with loss `logit_adjusted`, minus its tau undoes that.
+        decode: From leaf probabilities to one answer: `leaf` (the most probable leaf taxon), `greedy` (the
+            most probable child, from the root down) or `distance` (least expected distance in the tree).
         batch_size: Images at a time.
         device: auto, cpu, cuda or mps.
         workers: Loader processes; None: by the number of cores.
@@ -58,7 +73,9 @@ def predict(
         progress: Called as `progress(done, total)`.
 
     Returns:
-        `predictions` (path), `specimens`, `failed` (rows with an error), `first_failed` (up to ten of them).
+        `predictions` (path), `specimens`, `failed` (rows with an error), `first_failed` (up to ten of them),
+        `balanced`: what in the model's training favoured rare taxa already (`loss`, `sampler` … -> name), on
+        top of which tau comes.
 
     Raises:
         RequestError, DataError: as the model folder, the metadata or the package tell.
@@ -70,10 +87,16 @@ def predict(
     ):
         if value is not None and value < least:
             raise RequestError(f"{name} is {value}; it must be at least {least}")
+    if not math.isfinite(tau):
+        raise RequestError(f"tau is {tau}; it must be a number, such as 0 or 1")
+    if decode not in DECODINGS:
+        raise unknown("decoding", decode, DECODINGS)
     if threads:
         torch.set_num_threads(threads)
     place = choose_device(device)
     loaded = model_folder.load(model, device=place)
+    if tau and not loaded.target_counts_N.any():
+        raise RequestError(f"{model}: how common its taxa were in training is not known; --tau needs that")
     source, output = Path(source), Path(output)
     is_catalogue = source.suffix in FORMS
     if is_catalogue:
@@ -91,22 +114,28 @@ def predict(
             pl.int_range(pl.len()).alias("row"),
         )
     record = record_of(
-        **{name: loaded.info.get(name) for name in ("experiment", "rank", "within", "split_hash")},
+        **{name: loaded.info.get(name) for name in ("experiment", "within", "split_hash")},
+        rank=loaded.taxonomy.ranks[-1],
+        ranks=list(loaded.taxonomy.ranks),
+        tau=tau,
+        decode=decode,
         model=loaded.info["backbone"],
         model_sha256=loaded.fingerprint,
+        training=loaded.info.get("settings", {}),
         precision=precision_name("auto", place),
         source=source.name,
         images=package.path.name,
         roles=list(roles) if has_roles else [],
         specimens=specimens.height,
         data_fingerprint=fingerprint(source) if is_catalogue else package.fingerprint,
+        images_fingerprint=package.fingerprint,
     )
     keep_scores = has_roles if scores is None else scores
     taxonomy = loaded.taxonomy
     block = max(batch_size, min(_BLOCK_ROWS, _BLOCK_VALUES // taxonomy.num_leaves))
     with PredictionsWriter(
         output,
-        ranks=list(Naming.of(taxonomy).ranks),
+        ranks=Naming.of(taxonomy).lineages.columns,
         leaves=taxonomy.leaf_paths if keep_scores else None,
         record=record,
         overwrite=overwrite,
@@ -114,7 +143,13 @@ def predict(
         done = writer.done
         held: list[tuple[pl.DataFrame, Any]] = []
         for made in predict_batches(
-            loaded, package, specimens.slice(done), batch_size=batch_size, workers=workers
+            loaded,
+            package,
+            specimens.slice(done),
+            tau=tau,
+            rule=decode,
+            batch_size=batch_size,
+            workers=workers,
         ):
             held.append(made)
             done += made[0].height
@@ -124,7 +159,23 @@ def predict(
                 held = []
             if progress:
                 progress(done, specimens.height)
-    return {"predictions": str(output), "specimens": specimens.height, **_failures(output)}
+    return {
+        "predictions": str(output),
+        "specimens": specimens.height,
+        **_failures(output),
+        "balanced": _balanced(loaded),
+    }
+
+
+def _balanced(model: model_folder.Model) -> dict[str, str]:
+    """What in a model's training gave rare taxa more weight than they have in the data."""
+    made_by = {
+        "loss": model.trained_with("loss"),
+        "sampler": model.trained_with("sampler"),
+        "method": (model.info.get("rebalanced") or {}).get("method"),
+        "balance": (model.info.get("adapted") or {}).get("balance"),
+    }
+    return {what: name for what, name in made_by.items() if name in _BALANCING[what]}
 
 
 def _of_catalogue(

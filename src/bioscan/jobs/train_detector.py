@@ -16,9 +16,10 @@ from bioscan.data.boxes import XYXY, find_pictures, pictures, read_boxes
 from bioscan.data.images import Images
 from bioscan.errors import DataError, RequestError
 from bioscan.files import sha256, writing
-from bioscan.learn import detection, detector_folder, detector_training, run_folder, training
+from bioscan.learn import detection, detector_folder, detector_training, run_folder
 from bioscan.learn.detector_images import Picture
 from bioscan.learn.detector_settings import DetectorSettings
+from bioscan.learn.device import choose_device, choose_precision, precision_name
 from bioscan.vocabulary import part_path
 
 _ABSENT: Final = "not in the package"
@@ -78,7 +79,7 @@ def train_detector(
         raise RequestError("nothing to train on: pass a file of boxes and the package of its pictures")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = training.choose_device(settings.device)
+    device = choose_device(settings.device)
     packages = [images if isinstance(images, Images) else Images(images) for _, images in sets]
     known = [_select(Path(boxes), [package]) for (boxes, _), package in zip(sets, packages, strict=True)]
     if validation is not None:
@@ -114,7 +115,7 @@ def train_detector(
         ],
         validation_pictures=len(valid),
         device=device.type,
-        precision=training.precision_name(settings.amp, device),
+        precision=precision_name(settings.amp, device),
         threads=torch.get_num_threads(),
         licences=sorted({name for s in known for name in _licences(s.boxes)}),
     )
@@ -138,7 +139,7 @@ def train_detector(
             valid,
             spec,
             device=device,
-            precision=None if device.type == "cpu" else training.choose_precision(settings.amp, device),
+            precision=None if device.type == "cpu" else choose_precision(settings.amp, device),
             batch_size=settings.batch_size,
         )
         none_below, many_from = detection.thresholds(found, np.array([len(boxes) for boxes in truths]))

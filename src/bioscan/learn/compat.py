@@ -17,9 +17,16 @@ _DECLARED: list[object] = []  # torch forgets a declaration when its Library obj
 @cache
 def import_timm() -> ModuleType:
     """timm, with torchvision mended first where that is needed."""
+    import_torchvision()
+    return require("timm", "learn")
+
+
+@cache
+def import_torchvision() -> ModuleType:
+    """torchvision, mended where that is needed."""
     if not _import_torchvision():
         raise MissingExtraError("this needs the 'learn' extra: pip install 'bioscan[learn]'")
-    return require("timm", "learn")
+    return require("torchvision", "learn")
 
 
 @cache

@@ -45,14 +45,14 @@ class SpecimenDataset(Dataset[tuple[Any, int]]):
     """Specimens as torchvision's datasets have them: item i is `(image, target)`.
 
     The image is a uint8 tensor, 3 x crop_size x crop_size, cut from the middle of the resized image; the
-    target a class number. Can be pickled; files are opened in each process when first needed. Made from a
-    catalogue by `SpecimenDataset.from_catalogue`.
+    target a number: in a dataset made by `SpecimenDataset.from_catalogue`, that of a class. Can be pickled;
+    files are opened in each process when first needed.
 
     >>> dataset = SpecimenDataset.from_catalogue("catalogue.parquet", "images.zip")  # doctest: +SKIP
     >>> loader = torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)  # doctest: +SKIP
 
     Attributes:
-        targets_N: Class of each specimen; -1 where there is none.
+        targets_N: Class of each specimen, or what else goes with its image; -1 where there is none.
         classes: Name of each class, most common in training first.
         specimens: Table with a row per specimen, `key` and `image_file` among its columns; None without
             catalogue.
@@ -76,7 +76,7 @@ class SpecimenDataset(Dataset[tuple[Any, int]]):
         Args:
             images: The package.
             rows_N: Row of each specimen's image, from `images.find`; -1: an image that cannot be read.
-            targets_N: Class of each specimen.
+            targets_N: Class of each specimen, or any number that goes with its image.
             image_size: Shorter side that images are resized to, pixels.
             crop_size: Side of the central square, pixels.
             classes: Names of the classes.
@@ -132,14 +132,14 @@ class SpecimenDataset(Dataset[tuple[Any, int]]):
             catalogue,
             package,
             experiment=experiment,
-            rank=settings.target_rank,
+            ranks=settings.target_ranks,
             within=within,
             roles=[role],
         )
         made = cls(
             package,
             chosen.table["row"].to_numpy(),
-            chosen.table["leaf"].to_numpy(),
+            chosen.taxonomy.first_leaf_N[chosen.table["node"].to_numpy()].astype(np.int64),
             image_size=image_size,
             crop_size=crop_size,
             classes=[chosen.taxonomy.name(int(node)) for node in chosen.taxonomy.leaves_L],

@@ -19,7 +19,7 @@ from bioscan.errors import RequestError
 from bioscan.learn import detector_folder
 from bioscan.learn.detector_images import InputSpec, pad, prepare, to_network
 from bioscan.learn.detector_network import DetectorNetwork
-from bioscan.learn.training import autocast, choose_device, choose_precision
+from bioscan.learn.device import autocast, choose_device, choose_precision
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]

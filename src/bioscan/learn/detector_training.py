@@ -34,9 +34,9 @@ from bioscan.learn.detector_images import (
 from bioscan.learn.detector_models import is_backbone
 from bioscan.learn.detector_network import DetectorNetwork
 from bioscan.learn.detector_settings import DetectorSettings
+from bioscan.learn.device import autocast, choose_device, choose_precision
 from bioscan.learn.loader import default_workers
 from bioscan.learn.run_folder import Run
-from bioscan.learn.training import autocast, choose_device, choose_precision
 
 Progress = Callable[..., None]
 

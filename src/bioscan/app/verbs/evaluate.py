@@ -1,5 +1,6 @@
 """`bioscan evaluate`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +9,16 @@ from cyclopts import Parameter
 
 from bioscan.app import output as out
 from bioscan.app.flags import Json, Overwrite, Seed
-from bioscan.app.scores import caption, counted, interval, metric_rows, notes, without
+from bioscan.app.scores import caption, counted, interval, metric_rows, notes, place, without
 from bioscan.files import refuse_existing, writing_folder
-from bioscan.jobs.evaluate import KS, Evaluation, evaluate
+from bioscan.jobs.evaluate import COUNTS, KS, Evaluation, evaluate, evaluate_ranks
 
 SHOWN = 40
 """Classes that the text lists; the CSV and JSON have all."""
+ALL_RANKS = "all"
+"""Instead of a rank: each that the model names."""
+AT_RANK = ("unlabelled", "unnamed", "failed")
+"""Counts that are columns in the table of all ranks; the last two are errors, the first is left out."""
 
 
 def run(
@@ -43,7 +48,8 @@ def run(
     Args:
         predictions: Predictions; probabilities of all taxa are taken from the scores file beside it.
         catalogue: Catalogue or TSV with the true names.
-        rank: Rank to compare at [default: the model's, else the deepest predicted].
+        rank: Rank to compare at, or all: each rank of the model, and if it has but one, each that is
+            predicted [default: the model's deepest, else the deepest predicted].
         experiment: Split column, or none: every labelled specimen counts [default: the model's].
         role: Whose specimens count [default: test].
         within: Only specimens below this taxon [default: the model's].
@@ -53,24 +59,32 @@ def run(
     """
     for target in filter(None, (output, csv)):
         refuse_existing(target, overwrite=overwrite)
-    found = evaluate(
-        predictions,
-        catalogue,
-        rank=rank,
-        experiment=experiment,
-        role=role,
-        within=within,
-        ks=k,
-        seed=seed,
-    )
-    as_json = out.to_json(found.to_dict())
+    if rank == ALL_RANKS:
+        by_rank = evaluate_ranks(
+            predictions, catalogue, experiment=experiment, role=role, within=within, ks=k, seed=seed
+        )
+        told = {"ranks": {name: found.to_dict() for name, found in by_rank.items()}}
+        shown, tables = ranks_text(by_rank), ranks_csv_tables(by_rank)
+    else:
+        found = evaluate(
+            predictions,
+            catalogue,
+            rank=rank,
+            experiment=experiment,
+            role=role,
+            within=within,
+            ks=k,
+            seed=seed,
+        )
+        told, shown, tables = found.to_dict(), text(found), csv_tables(found)
+    as_json = out.to_json(told)
     if output:
         out.write_text(output, as_json + "\n", overwrite=overwrite)
     if csv:
         with writing_folder(csv, overwrite=overwrite) as partial:
-            for name, table in csv_tables(found).items():
+            for name, table in tables.items():
                 table.write_csv(partial / f"{name}.csv")
-    out.show(as_json if json else text(found))
+    out.show(as_json if json else shown)
     return 0
 
 
@@ -84,12 +98,44 @@ def csv_tables(found: Evaluation) -> dict[str, pl.DataFrame]:
     }
 
 
+def ranks_csv_tables(by_rank: Mapping[str, Evaluation]) -> dict[str, pl.DataFrame]:
+    """As `csv_tables`, of all ranks below each other with the column `rank` in front."""
+    tables: dict[str, list[pl.DataFrame]] = {}
+    for rank, found in by_rank.items():
+        for name, table in csv_tables(found).items():
+            tables.setdefault(name, []).append(table.select(pl.lit(rank).alias("rank"), pl.all()))
+    return {name: pl.concat(parts, how="vertical_relaxed") for name, parts in tables.items()}
+
+
+def ranks_text(by_rank: Mapping[str, Evaluation]) -> str:
+    """A line a rank, for eyes; then what has to be known about the specimens."""
+    rows = []
+    for rank, found in by_rank.items():
+        micro, macro = found.metrics["top_1"]["micro"], found.metrics["top_1"]["macro"]
+        ends = [interval(score.low, score.high) for score in (micro, macro)]
+        f1 = found.metrics["f1"]["macro"].value
+        others = [found.counts[name] for name in AT_RANK]
+        rows.append([rank, micro.value, ends[0], macro.value, ends[1], f1, found.n, macro.classes, *others])
+    header = ["rank", "top_1 micro", "95 %", "top_1 macro", "95 %", "F1 macro", "n", "taxa", *AT_RANK]
+    told: dict[str, list[str]] = {}
+    for rank, found in by_rank.items():
+        for line in counted(found, [name for name in COUNTS if name not in AT_RANK]):
+            told.setdefault(line, []).append(rank)
+    lines = [
+        line if len(ranks) == len(by_rank) else f"{', '.join(ranks)}: {line}" for line, ranks in told.items()
+    ]
+    return "\n".join([place(next(iter(by_rank.values()))), *lines, "", out.table(rows, header)])
+
+
 def text(found: Evaluation) -> str:
     """The evaluation for eyes."""
     parts = [caption(found), *counted(found), "", out.table(*metric_rows(found))]
     for reason, names in without(found).items():
         parts.append(f"not computable: {', '.join(names)} ({reason})")
     parts += notes(found)
+    ranks = found.record.get("ranks") or ()
+    if len(ranks) > 1:
+        parts.append(f"the model names {', '.join(ranks)}: --rank all compares at each")
     shown = found.per_class.head(SHOWN)
     rows = [
         [
