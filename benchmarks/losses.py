@@ -101,12 +101,12 @@ def _rows(species: int, *, rounds: int) -> list[dict[str, Any]]:
         rows += [
             {
                 "work": f"{part}: {name}; floor: torch's cross-entropy",
-                "size": f"{BATCH} x {FEATURES} -> {taxonomy.num_leaves:,}",
+                "size": f"{BATCH} x {FEATURES} → {taxonomy.num_leaves:,}",
                 "value": 1000 * seconds,
                 "unit": "ms",
                 "floor": 1000 * floor,
                 "ratio": seconds / floor,
-                "bound": f"<= {BOUND:g}" if part == "head and loss" and name.startswith("marginal") else None,
+                "bound": f"≤ {BOUND:g}" if part == "head and loss" and name.startswith("marginal") else None,
             }
             for name, seconds in zip(list(works)[1:], taken, strict=True)
         ]

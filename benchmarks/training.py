@@ -30,7 +30,7 @@ from bioscan.learn.losses import make_loss
 from bioscan.learn.settings import TrainSettings
 from bioscan.vocabulary import HDF5_GROUP
 
-PICTURES = {"small": 192, "full": 512}
+PICTURES = {"small": 96, "full": 192}
 BATCH, CROP, CLASSES, ROUNDS = 32, 224, 16, 3
 SETTINGS: dict[str, Any] = {
     "crop": "random",
