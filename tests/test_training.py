@@ -685,6 +685,7 @@ def test_parts_that_hold_one_specimen_or_none_train_too(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's own modules
 def test_a_compiled_network_learns_the_same(paint: Paint, tmp_path: Path) -> None:
     dataset = part(*paint(THREE))
     plain, compiled = (

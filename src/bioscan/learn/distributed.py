@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +30,8 @@ Value = TypeVar("Value")
 
 _PATIENCE: Final = timedelta(hours=1)
 """How long a process waits for the others: the first may index a package of a million images meanwhile."""
+_LETTING_GO: Final = 0.3
+"""Seconds that the threads of a process group have to let go of tensors: they need microseconds."""
 _TELLING: Final = timedelta(seconds=5)
 """How long a process that failed waits to see whether the first fails alike."""
 
@@ -167,6 +170,9 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         ) from None
     finally:
         dist.destroy_process_group()
+        # DDP leaves gloo's threads behind; one that lets go of its last tensor while Python ends takes the
+        # process down with it (pytorch/pytorch#179291)
+        time.sleep(_LETTING_GO)
 
 
 def _is_lost(error: BaseException) -> bool:
