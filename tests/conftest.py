@@ -53,6 +53,25 @@ def run_bioscan(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
     return run
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network, timm's `test_resnet`."""
+    import torch
+
+    from bioscan.learn.compat import import_timm
+
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(import_timm().create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def small(weights: Path) -> list[object]:
+    """Flags of embed and adapt: that network, on small pictures."""
+    return ["--model", "test_resnet", "--weights", weights, "--image-size", 36, "--crop-size", 32]
+
+
 Paint = Callable[..., tuple[Path, Path]]
 
 

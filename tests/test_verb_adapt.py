@@ -21,21 +21,6 @@ INSECTS = {
 }
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small network."""
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "weights.pt"
-    torch.save(import_timm().create_model("test_resnet").state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def flags(weights: Path) -> list[object]:
-    """A small backbone on small pictures."""
-    return ["--model", "test_resnet", "--weights", weights, "--image-size", 36, "--crop-size", 32]
-
-
 def labelled(metadata: Path, *columns: str, role: str = "train") -> pl.DataFrame:
     """Rows of a role; `label` is the species."""
     frame = pl.read_csv(metadata, separator="\t", infer_schema=False)
@@ -53,12 +38,12 @@ def named(predictions: Path, metadata: Path, rank: str = "species") -> float:
 
 @pytest.mark.parametrize("head", ["linear", "prototype", "nearest"])
 def test_labelled_photographs_make_a_model_that_names_new_ones(
-    head: str, tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object], weights: Path
+    head: str, tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object], weights: Path
 ) -> None:
     metadata, images = paint(INSECTS)
     labels, model = tmp_path / "labels.csv", tmp_path / "model"
     labelled(metadata, "label").write_csv(labels)
-    status, out, err = run_bioscan("adapt", images, "--labels", labels, "-o", model, "--head", head, *flags)
+    status, out, err = run_bioscan("adapt", images, "--labels", labels, "-o", model, "--head", head, *small)
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[1].split() == ["Vanessa", "atalanta", "species", "4", "4", "of", "4"]
@@ -78,7 +63,7 @@ def test_labelled_photographs_make_a_model_that_names_new_ones(
 
 
 def test_several_ranks_and_partly_named_photographs_make_one_tree(
-    tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(INSECTS)
     frame = labelled(metadata, "order", "family", "species")
@@ -86,7 +71,7 @@ def test_several_ranks_and_partly_named_photographs_make_one_tree(
     frame = frame.with_columns(pl.when(~coarse).then("species").alias("species"))
     labels = tmp_path / "labels.csv"
     frame.write_csv(labels)
-    status, out, _ = run_bioscan("adapt", images, "--labels", labels, "-o", tmp_path / "m", *flags, "--json")
+    status, out, _ = run_bioscan("adapt", images, "--labels", labels, "-o", tmp_path / "m", *small, "--json")
     assert status == 0
     told = json.loads(out)
     assert (told["ranks"], told["classes"], told["specimens"]) == (["order", "family", "species"], 3, 15)
@@ -103,7 +88,18 @@ def test_several_ranks_and_partly_named_photographs_make_one_tree(
     run_bioscan("predict", tmp_path / "m", test, "--images", images, "-o", predictions)
     assert named(predictions, metadata) == named(predictions, metadata, "order") == 1
     status, out, _ = run_bioscan(
-        *("adapt", images, "--labels", labels, "-o", tmp_path / "p", *flags, "--json", "--head", "prototype")
+        *(
+            "adapt",
+            images,
+            "--labels",
+            labels,
+            "-o",
+            tmp_path / "p",
+            *small,
+            "--json",
+            "--head",
+            "prototype",
+        )
     )
     told = json.loads(out)
     assert told["specimens"] == 12
@@ -111,29 +107,29 @@ def test_several_ranks_and_partly_named_photographs_make_one_tree(
 
 
 def test_embeddings_make_the_same_model_as_their_photographs(
-    tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object], weights: Path
+    tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object], weights: Path
 ) -> None:
     metadata, images = paint(INSECTS)
     labels = tmp_path / "labels.csv"
     labelled(metadata, "species").write_csv(labels)
     stored = tmp_path / "e.parquet"
-    run_bioscan("embed", images, "-o", stored, "--precision", "float32", *flags)
+    run_bioscan("embed", images, "-o", stored, "--precision", "float32", *small)
     status, _, err = run_bioscan(
         "adapt", stored, "--labels", labels, "-o", tmp_path / "one", "--weights", weights
     )
     assert (status, err) == (0, "")
-    assert run_bioscan("adapt", images, "--labels", labels, "-o", tmp_path / "other", *flags)[0] == 0
+    assert run_bioscan("adapt", images, "--labels", labels, "-o", tmp_path / "other", *small)[0] == 0
     one, other = (model_folder.load(tmp_path / name).network.state_dict() for name in ("one", "other"))
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], atol=1e-3, rtol=1e-3)
 
 
 def test_embeddings_of_a_catalogue_are_found_by_sampleid(
-    tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object], weights: Path
+    tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object], weights: Path
 ) -> None:
     metadata, images = paint(INSECTS)
     stored, labels = tmp_path / "e.parquet", tmp_path / "labels.csv"
-    run_bioscan("embed", metadata, "--images", images, "-o", stored, *flags)
+    run_bioscan("embed", metadata, "--images", images, "-o", stored, *small)
     frame = pl.read_csv(metadata, separator="\t", infer_schema=False)
     frame = frame.filter(pl.col("large_insect_order") == "train").reverse()
     pl.concat([frame, frame[:1].with_columns(sampleid=pl.lit("S0"))]).select("sampleid", "species").write_csv(
@@ -151,14 +147,14 @@ def test_embeddings_of_a_catalogue_are_found_by_sampleid(
 
 
 def test_a_trained_model_is_a_backbone_too(
-    tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(INSECTS)
     orders, species = tmp_path / "orders.csv", tmp_path / "species.csv"
     labelled(metadata, "order").write_csv(orders)
     labelled(metadata, "species").write_csv(species)
     first, second, stored = tmp_path / "first", tmp_path / "second", tmp_path / "e.parquet"
-    assert run_bioscan("adapt", images, "--labels", orders, "-o", first, *flags)[0] == 0
+    assert run_bioscan("adapt", images, "--labels", orders, "-o", first, *small)[0] == 0
     assert run_bioscan("embed", images, "-o", stored, "--model", first)[0] == 0
     status, _, err = run_bioscan("adapt", stored, "--labels", species, "-o", second)
     assert status == 2
@@ -168,12 +164,12 @@ def test_a_trained_model_is_a_backbone_too(
 
 
 def test_embeddings_of_other_weights_are_refused(
-    tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(INSECTS)
     labels, stored, others = tmp_path / "labels.csv", tmp_path / "e.parquet", tmp_path / "others.pt"
     labelled(metadata, "species").write_csv(labels)
-    run_bioscan("embed", images, "-o", stored, *flags)
+    run_bioscan("embed", images, "-o", stored, *small)
     torch.manual_seed(4)
     torch.save(import_timm().create_model("test_resnet").state_dict(), others)
     status, _, err = run_bioscan(
@@ -185,7 +181,7 @@ def test_embeddings_of_other_weights_are_refused(
 
 
 def test_photographs_that_are_absent_or_broken_are_counted_and_listed(
-    tmp_path: Path, paint: Paint, run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Paint, run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(INSECTS)
     labels = tmp_path / "labels.csv"
@@ -193,7 +189,7 @@ def test_photographs_that_are_absent_or_broken_are_counted_and_listed(
     more = pl.DataFrame({"image_file": ["absent.jpg", "Musca_domestica-test-0.jpg"], "label": ["Apis", None]})
     pl.concat([frame, more]).write_csv(labels)
     (images / "Musca_domestica-train-2.jpg").write_bytes(b"broken")
-    status, out, err = run_bioscan("adapt", images, "--labels", labels, "-o", tmp_path / "m", *flags)
+    status, out, err = run_bioscan("adapt", images, "--labels", labels, "-o", tmp_path / "m", *small)
     assert status == 1
     assert "left out: 1 with no name" in out
     assert "left out: 1 with no photograph here" in out
@@ -226,7 +222,7 @@ def test_labels_that_cannot_be_used_are_one_message_and_exit_2(
     tmp_path: Path,
     paint: Paint,
     run_bioscan: Run,
-    flags: list[object],
+    small: list[object],
     rows: str,
     more: list[object],
     message: str,
@@ -236,7 +232,7 @@ def test_labels_that_cannot_be_used_are_one_message_and_exit_2(
     monkeypatch.chdir(tmp_path)
     names = sorted(path.name for path in images.iterdir())
     Path("labels.csv").write_text(rows.format(*names), encoding="utf-8")
-    status, out, err = run_bioscan("adapt", images, "--labels", "labels.csv", "-o", "m", *flags, *more)
+    status, out, err = run_bioscan("adapt", images, "--labels", "labels.csv", "-o", "m", *small, *more)
     assert (status, out) == (2, "")
     assert message.format(*names) in err
     assert "Traceback" not in err

@@ -8,38 +8,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from bioscan.data.embeddings import read_embeddings
 from bioscan.errors import RequestError
 from bioscan.jobs import embed as job
-from bioscan.learn.compat import import_timm
 
 Run = Callable[..., tuple[int, str, str]]
 ORDERS = {"Diptera": (6, 2, 2), "Lepidoptera": (5, 1, 2)}
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small network."""
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "weights.pt"
-    torch.save(import_timm().create_model("test_resnet").state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def flags(weights: Path) -> list[object]:
-    """A small backbone on small pictures."""
-    return ["--model", "test_resnet", "--weights", weights, "--image-size", 36, "--crop-size", 32]
-
-
 def test_a_catalogue_is_embedded_by_its_keys(
-    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(ORDERS)
     target = tmp_path / "e.parquet"
-    status, out, err = run_bioscan("embed", metadata, "--images", images, "-o", target, *flags)
+    status, out, err = run_bioscan("embed", metadata, "--images", images, "-o", target, *small)
     assert (status, err) == (0, "")
     assert "18 of 18 photographs: 96 features by test_resnet" in out
     made = read_embeddings(target)
@@ -58,12 +41,12 @@ def test_a_catalogue_is_embedded_by_its_keys(
 
 
 def test_bare_photographs_have_no_sampleid_and_full_precision_where_asked(
-    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, small: list[object]
 ) -> None:
     _, images = paint(ORDERS)
     half, full = tmp_path / "half.parquet", tmp_path / "full.parquet"
-    assert run_bioscan("embed", images, "-o", half, *flags)[0] == 0
-    status, out, _ = run_bioscan("embed", images, "-o", full, *flags, "--precision", "float32", "--json")
+    assert run_bioscan("embed", images, "-o", half, *small)[0] == 0
+    status, out, _ = run_bioscan("embed", images, "-o", full, *small, "--precision", "float32", "--json")
     assert status == 0
     assert json.loads(out)["embedded"] == 18
     one, other = read_embeddings(half), read_embeddings(full)
@@ -73,14 +56,14 @@ def test_bare_photographs_have_no_sampleid_and_full_precision_where_asked(
 
 
 def test_photographs_that_cannot_be_read_or_are_absent_are_left_out_and_listed(
-    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(ORDERS)
     (images / "Diptera-train-0.jpg").write_bytes(b"broken")
     (images / "Diptera-train-1.jpg").unlink()
     target, failures = tmp_path / "e.parquet", tmp_path / "failures.csv"
     status, out, err = run_bioscan(
-        "embed", metadata, "--images", images, "-o", target, *flags, "--failures", failures
+        "embed", metadata, "--images", images, "-o", target, *small, "--failures", failures
     )
     assert status == 1
     assert "16 of 18 photographs" in out
@@ -131,14 +114,14 @@ def test_two_processes_make_the_same_as_one(
     tmp_path: Path,
     paint: Callable[..., tuple[Path, Path]],
     run_bioscan: Run,
-    flags: list[object],
+    small: list[object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, images = paint(ORDERS)
     monkeypatch.setattr(job, "_SHARD", 9)
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    assert run_bioscan("embed", images, "-o", one, *flags, "--threads", 1)[0] == 0
-    assert run_bioscan("embed", images, "-o", two, *flags, "--workers", 2)[0] == 0
+    assert run_bioscan("embed", images, "-o", one, *small, "--threads", 1)[0] == 0
+    assert run_bioscan("embed", images, "-o", two, *small, "--workers", 2)[0] == 0
     every = np.arange(18)
     first, second = read_embeddings(one), read_embeddings(two)
     assert first.keys.equals(second.keys)
@@ -158,7 +141,7 @@ def test_a_wrong_request_is_one_line_and_exit_2(
     tmp_path: Path,
     paint: Callable[..., tuple[Path, Path]],
     run_bioscan: Run,
-    flags: list[object],
+    small: list[object],
     more: list[object],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -166,7 +149,7 @@ def test_a_wrong_request_is_one_line_and_exit_2(
     _, images = paint(ORDERS)
     monkeypatch.chdir(tmp_path)
     Path("there.parquet").touch()
-    status, out, err = run_bioscan("embed", images, *flags, *more)
+    status, out, err = run_bioscan("embed", images, *small, *more)
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
@@ -174,15 +157,15 @@ def test_a_wrong_request_is_one_line_and_exit_2(
 
 
 def test_a_catalogue_needs_its_images(
-    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, flags: list[object]
+    tmp_path: Path, paint: Callable[..., tuple[Path, Path]], run_bioscan: Run, small: list[object]
 ) -> None:
     metadata, images = paint(ORDERS)
     catalogue, target = tmp_path / "c.parquet", tmp_path / "e.parquet"
     assert run_bioscan("import", metadata, catalogue)[0] == 0
-    status, _, err = run_bioscan("embed", catalogue, "-o", target, *flags)
+    status, _, err = run_bioscan("embed", catalogue, "-o", target, *small)
     assert status == 2
     assert "a catalogue needs --images" in err
-    assert run_bioscan("embed", catalogue, "--images", images, "-o", target, *flags)[0] == 0
+    assert run_bioscan("embed", catalogue, "--images", images, "-o", target, *small)[0] == 0
 
 
 def test_random_weights_are_refused(
@@ -201,12 +184,12 @@ def test_a_ray_cluster_makes_the_same(
     tmp_path: Path,
     paint: Callable[..., tuple[Path, Path]],
     run_bioscan: Run,
-    flags: list[object],
+    small: list[object],
 ) -> None:
     pytest.importorskip("ray")
     _, images = paint(ORDERS)
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    assert run_bioscan("embed", images, "-o", one, *flags, "--threads", 1)[0] == 0
-    assert run_bioscan("embed", images, "-o", two, *flags, "--engine", "ray", "--workers", 1)[0] == 0
+    assert run_bioscan("embed", images, "-o", one, *small, "--threads", 1)[0] == 0
+    assert run_bioscan("embed", images, "-o", two, *small, "--engine", "ray", "--workers", 1)[0] == 0
     every = np.arange(18)
     np.testing.assert_allclose(read_embeddings(one).rows(every), read_embeddings(two).rows(every), atol=2e-3)

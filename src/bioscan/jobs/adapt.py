@@ -20,12 +20,11 @@ from bioscan.errors import DataError, RequestError, near, unknown
 from bioscan.files import refuse_existing
 from bioscan.learn import model_folder, models
 from bioscan.learn.adaptation import fit
-from bioscan.learn.embeddings import Backbone, backbone_state, features, open_backbone
+from bioscan.learn.embeddings import Backbone, backbone_state, gather, open_backbone
 from bioscan.learn.heads import features_of, head_of
 from bioscan.vocabulary import KEYS, MISSING, RANKS
 
 LABEL = "label"
-_FAILED = pl.Schema({"name": pl.String(), "part": pl.Int32(), "place": pl.String(), "reason": pl.String()})
 
 
 def adapt(
@@ -117,15 +116,17 @@ def adapt(
         raise RequestError(f"none of the labels in {labels} belongs to a photograph of {source}")
     _refuse_twice(table, labels)
     _refuse_one_taxon(table, ranks)
-    failed = pl.DataFrame(schema=_FAILED)
+    failures: list[dict[str, Any]] = []
     if stored is not None:
         features_NF = stored.rows(table["row"].to_numpy())
     else:
-        features_NF, failed = _read(backbone, package, table, batch_size, progress)
+        features_NF, failures = gather(
+            backbone, package, table["row"].to_numpy(), batch_size=batch_size, progress=progress
+        )
         good = ~np.isnan(features_NF).any(axis=1)
         table, features_NF = table.filter(pl.Series(good)), features_NF[good]
         if table.is_empty():
-            raise RequestError(f"none of the {failed.height} labelled photographs can be read")
+            raise RequestError(f"none of the {len(failures)} labelled photographs can be read")
     taxonomy, targets_N = _targets(table, ranks)
     if head != "linear":
         at_leaf = taxonomy.leaves_L[taxonomy.first_leaf_N[targets_N]] == targets_N
@@ -178,8 +179,8 @@ def adapt(
         "chosen": fitted.chosen,
         "cross_validated": scores,
         "left_out": left_out,
-        "failed": failed.height,
-        "failures": failed.to_dicts(),
+        "failed": len(failures),
+        "failures": failures,
     }
 
 
@@ -348,31 +349,7 @@ def _licences(table: pl.DataFrame) -> list[str]:
     return table["copyright_license"].drop_nulls().unique().sort().to_list()
 
 
-# -- features and scores
-
-
-def _read(
-    backbone: Backbone,
-    package: Images,
-    table: pl.DataFrame,
-    batch_size: int,
-    progress: Callable[..., None] | None,
-) -> tuple[NDArray[np.float32], pl.DataFrame]:
-    """Features of the labelled photographs, NaN where there are none, and what failed."""
-    blocks: list[NDArray[np.float32]] = []
-    failed: list[tuple[str, int | None, str, str]] = []
-    rows_N = table["row"].to_numpy()
-    for start, made, errors in features(backbone, package, rows_N, batch_size=batch_size):
-        blocks.append(made)
-        for number, error in sorted(errors.items()):
-            part = package.index.item(int(rows_N[number]), "part")
-            failed.append((table["image_file"][number], part, error.place, error.reason))
-            made[number - start] = np.nan
-        if progress:
-            progress(start + len(made), table.height)
-    width = max((block.shape[1] for block in blocks), default=0)
-    whole = [b if b.shape[1] else np.full((len(b), width), np.nan, np.float32) for b in blocks]
-    return np.concatenate(whole), pl.DataFrame(failed, schema=_FAILED, orient="row")
+# -- scores
 
 
 def _cross_validated(

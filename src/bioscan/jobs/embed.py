@@ -18,6 +18,7 @@ from bioscan.data.images import Images
 from bioscan.data.metadata import FORMS, fingerprint, key_of, read_footer, read_metadata, scan_metadata
 from bioscan.errors import RequestError, unknown
 from bioscan.files import refuse_existing, refuse_unwritable, writing
+from bioscan.jobs.bulk import FAILED
 from bioscan.jobs.work_folder import (
     WorkFolder,
     held,
@@ -31,9 +32,6 @@ from bioscan.parallel import map_shards
 
 _SHARD: Final = 1024
 """Photographs in a shard: what a kill can cost."""
-_FAILED: Final = pl.Schema(
-    {"name": pl.String(), "part": pl.Int32(), "place": pl.String(), "reason": pl.String()}
-)
 
 
 def embed(
@@ -175,7 +173,7 @@ def _specimens(
             pl.col("name").alias("image_file"),
             pl.int_range(pl.len(), dtype=pl.Int64).alias("row"),
         )
-        return package, names, pl.DataFrame(schema=_FAILED)
+        return package, names, pl.DataFrame(schema=FAILED)
     if images is None:
         raise RequestError("a catalogue needs --images, the package of its photographs")
     package = images if isinstance(images, Images) else Images(images)

@@ -20,7 +20,7 @@ from bioscan.jobs.adapt import save_with_head
 from bioscan.learn import model_folder
 from bioscan.learn.adaptation import retrain, tau_normalised
 from bioscan.learn.device import choose_device
-from bioscan.learn.embeddings import Backbone, backbone_sha256, features
+from bioscan.learn.embeddings import Backbone, backbone_sha256, gather
 from bioscan.learn.heads import head_of
 from bioscan.learn.specimens import select
 
@@ -126,7 +126,9 @@ def rebalance(
     )
     wanted = {"train", "validation"} if method == "crt" else {"validation"}
     table = chosen.table.filter(pl.col("role").is_in(wanted))
-    features_NF, failures = _read(backbone, package, table, batch_size, progress)
+    features_NF, failures = gather(
+        backbone, package, table["row"].to_numpy(), batch_size=batch_size, half=True, progress=progress
+    )
     readable = ~np.isnan(features_NF).any(axis=1)
     table, features_NF = table.filter(pl.Series(readable)), features_NF[readable]
     nodes_N = table["node"].to_numpy()
@@ -191,33 +193,6 @@ def rebalance(
         "failed": len(failures),
         "failures": failures,
     }
-
-
-def _read(
-    backbone: Backbone,
-    package: Images,
-    table: pl.DataFrame,
-    batch_size: int,
-    progress: Callable[..., None] | None,
-) -> tuple[Features, list[dict[str, Any]]]:
-    """Features, float16 to save memory where that holds them, NaN where there are none; and what failed."""
-    rows_N = table["row"].to_numpy()
-    made_NF: Features | None = None
-    failed: list[dict[str, Any]] = []
-    for start, values, errors in features(backbone, package, rows_N, batch_size=batch_size):
-        if made_NF is None and values.shape[1]:
-            made_NF = np.full((table.height, values.shape[1]), np.nan, np.float16)
-        if made_NF is not None and values.shape[1]:
-            if np.nanmax(np.abs(values), initial=0) > np.finfo(np.float16).max:
-                made_NF = made_NF.astype(np.float32)
-            made_NF[start : start + len(values)] = values
-        for number, error in sorted(errors.items()):
-            part = package.index.item(int(rows_N[number]), "part")
-            name = table["image_file"][number]
-            failed.append({"name": name, "part": part, "place": error.place, "reason": error.reason})
-        if progress:
-            progress(start + len(values), table.height)
-    return np.full((table.height, 1), np.nan, np.float16) if made_NF is None else made_NF, failed
 
 
 def _scores(

@@ -6,7 +6,7 @@ B: batch, C: channel, H, W: pixels, F: features, N: photographs.
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,6 +170,48 @@ def features(
                     row = int(rows_N[number])
                     errors[number] = ImageError(images.name(row), images.place(row), "features not finite")
             yield start, values, errors
+
+
+def gather(
+    backbone: Backbone,
+    images: Images,
+    rows_N: NDArray[np.int64],
+    *,
+    batch_size: int = 64,
+    half: bool = False,
+    progress: Callable[..., None] | None = None,
+) -> tuple[NDArray[np.floating[Any]], list[dict[str, Any]]]:
+    """Features of photographs at once, for heads that are fitted to them.
+
+    Args:
+        backbone: The network.
+        images: The package.
+        rows_N: Rows in the package.
+        batch_size: Photographs at a time.
+        half: Keep them as float16, to save memory, where that holds them; else float32.
+        progress: Called as `progress(done, total)`.
+
+    Returns:
+        N × F, a row of NaN where there is no photograph or a feature is not finite; and what failed, each
+        with `name`, `part`, `place`, `reason`.
+    """
+    made_NF: NDArray[np.floating[Any]] | None = None
+    failures = []
+    for start, values_BF, errors in features(backbone, images, rows_N, batch_size=batch_size):
+        for number, error in sorted(errors.items()):
+            part = images.index.item(int(rows_N[number]), "part")
+            failures.append({"name": error.name, "part": part, "place": error.place, "reason": error.reason})
+            values_BF[number - start] = np.nan
+        if values_BF.shape[1]:
+            if made_NF is None:
+                kind = np.float16 if half else np.float32
+                made_NF = np.full((rows_N.size, values_BF.shape[1]), np.nan, kind)
+            if half and np.nanmax(np.abs(values_BF), initial=0) > np.finfo(np.float16).max:
+                made_NF = made_NF.astype(np.float32, copy=False)
+            made_NF[start : start + len(values_BF)] = values_BF
+        if progress:
+            progress(start + len(values_BF), rows_N.size)
+    return np.full((rows_N.size, 1), np.nan, np.float32) if made_NF is None else made_NF, failures
 
 
 def _square(dataset: SpecimenDataset, number: int) -> Tensor | ImageError:

@@ -5,6 +5,7 @@ the deepest taxon that the record is known to. Leaves are numbered depth first, 
 an interval, and the probability of a taxon is the sum over its interval.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar
 
@@ -52,7 +53,7 @@ def adjusted(logits_BL: Values, log_prior_L: Values, tau: float) -> Values:
     return logits_BL - tau * log_prior_L
 
 
-class LeafLoss(nn.Module):
+class LeafLoss(nn.Module, ABC):
     """A loss per record: `loss(outputs_BM, targets_B, done)`, shape B, float32 or wider.
 
     Targets are node numbers. A target that the loss does not take (see `takes`) costs 0 and has no gradient.
@@ -85,8 +86,9 @@ class LeafLoss(nn.Module):
             outputs_BM = outputs_BM.float()
         return self._loss(outputs_BM, targets_B.clamp_min(0), done)
 
+    @abstractmethod
     def _loss(self, outputs_BM: Tensor, targets_B: Tensor, done: float) -> Tensor:
-        raise NotImplementedError
+        """The loss of each record, of targets that are nodes."""
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
         """A float64 constant in the type and place of the logits (MPS has no float64 to keep it in)."""

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import polars as pl
 from cyclopts import Parameter
 
 from bioscan.app import output as out
-from bioscan.app.failures import tell_failures, write_failures
+from bioscan.app.failures import end_with_failures
 from bioscan.app.flags import Failures, Json, Overwrite, Seed
 from bioscan.errors import RequestError, unknown
 from bioscan.vocabulary import RANKS
@@ -95,13 +94,11 @@ def run(
             overwrite=overwrite,
             progress=progress,
         )
-    failed = pl.DataFrame(result["failures"], schema=("name", "part", "place", "reason"), orient="row")
-    write_failures(failures, failed)
     if json:
         out.show(out.to_json(result))
     else:
         out.show("\n".join(_lines(result)))
-    return tell_failures(failed, result["specimens"] + failed.height, failures)
+    return end_with_failures(result["failures"], result["specimens"] + result["failed"], failures)
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

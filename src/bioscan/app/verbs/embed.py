@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import polars as pl
 from cyclopts import Parameter
 
 from bioscan.app import output as out
-from bioscan.app.failures import tell_failures, write_failures
+from bioscan.app.failures import end_with_failures
 from bioscan.app.flags import Address, Engine, Failures, Json, Overwrite
 
 
@@ -78,8 +77,6 @@ def run(
             overwrite=overwrite,
             progress=progress,
         )
-    failed = pl.DataFrame(result["failures"], schema=("name", "part", "place", "reason"), orient="row")
-    write_failures(failures, failed)
     if json:
         out.show(out.to_json(result))
     else:
@@ -88,4 +85,4 @@ def run(
             f"{result['backbone']}"
         )
         out.show(f"embeddings: {result['embeddings']}")
-    return tell_failures(failed, result["specimens"], failures)
+    return end_with_failures(result["failures"], result["specimens"], failures)

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import polars as pl
 from cyclopts import Parameter
 
 from bioscan.app import output as out
-from bioscan.app.failures import tell_failures, write_failures
+from bioscan.app.failures import end_with_failures
 from bioscan.app.flags import Failures, Json, Overwrite, Seed
 
 
@@ -71,8 +70,6 @@ def run(
             overwrite=overwrite,
             progress=progress,
         )
-    failed = pl.DataFrame(result["failures"], schema=("name", "part", "place", "reason"), orient="row")
-    write_failures(failures, failed)
     if json:
         out.show(out.to_json(result))
     else:
@@ -85,4 +82,6 @@ def run(
         if result["after"]["macro_top_1"] < result["before"]["macro_top_1"]:
             out.say("macro top-1 fell: the model as it was is the better one, also for rare taxa")
         out.show(f"model: {result['model']}")
-    return tell_failures(failed, result["training"] + result["validation"] + failed.height, failures)
+    return end_with_failures(
+        result["failures"], result["training"] + result["validation"] + result["failed"], failures
+    )
