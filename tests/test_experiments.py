@@ -25,17 +25,15 @@ from bioscan.files import locked
 from bioscan.jobs.experiments import (
     Plan,
     Run,
-    Slurm,
     chosen,
     plan_runs,
     read_plan,
     run_experiments,
-    slurm_script,
     state_of,
-    submit,
     toml_of,
     write_plan,
 )
+from bioscan.jobs.slurm import Slurm, slurm_script, submit
 from bioscan.learn.settings import TrainSettings
 
 Paint = Callable[..., tuple[Path, Path]]

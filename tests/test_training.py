@@ -693,6 +693,8 @@ def test_a_compiled_network_learns_the_same(paint: Paint, tmp_path: Path) -> Non
         for compile in (False, True)
     )
     assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        assert torch.allclose(value.float(), compiled[name].float(), rtol=1e-3, atol=1e-4), name
 
 
 # -- kills

@@ -1,4 +1,4 @@
-"""The paper's experiments: planned as run files, then run, resumed, or handed to SLURM.
+"""The paper's experiments: planned as run files, run, and resumed (`jobs.slurm` hands them to a cluster).
 
 A plan folder holds `plan.json`, `runs.csv`, a run file for each run in `configs/`, the run folders in `runs/`
 and, for SLURM, a script for each run in `slurm/`. The run files are what counts: `bioscan train --config`
@@ -12,8 +12,6 @@ import io
 import json
 import math
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -259,11 +257,11 @@ def write_plan(
     plan = Plan(folder, name, changes, runs=tuple(runs), **data)
     for run in plan.runs:
         if overwrite or not plan.config(run).exists():
-            _write(plan.config(run), f"{_header(plan, run)}\n{toml_of(run.settings)}")
+            write_text(plan.config(run), f"{_header(plan, run)}\n{toml_of(run.settings)}")
     if overwrite:
         for stale in {*folder.glob("configs/*.toml")} - {plan.config(run) for run in plan.runs}:
             stale.unlink()
-    _write(folder / "runs.csv", _table(plan))
+    write_text(folder / "runs.csv", _table(plan))
     content = {
         "schema_version": SCHEMA_VERSION,
         "plan": name,
@@ -271,7 +269,7 @@ def write_plan(
         **{key: None if path is None else str(path) for key, path in data.items()},
         "runs": [{"name": run.name, "original": run.original} for run in plan.runs],
     }
-    _write(folder / PLAN, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / PLAN, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return plan
 
 
@@ -312,7 +310,8 @@ def _is_empty(folder: Path) -> bool:
     )
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file of the plan, unless it says so already: its time then stays."""
     if path.is_file() and path.read_bytes() == text.encode():
         return
     with writing(path, overwrite=True) as partial:
@@ -507,7 +506,7 @@ def _finish(plan: Plan, run: Run, gpus: int, inexact: bool, progress: Progress |
     else:
         found = evaluate(predictions, catalogue).to_dict()
     text = json.dumps({"schema_version": SCHEMA_VERSION, **_finite(found)}, indent=1, ensure_ascii=False)
-    _write(place / EVALUATION, text + "\n")
+    write_text(place / EVALUATION, text + "\n")
     return failed
 
 
@@ -522,7 +521,7 @@ def _train(plan: Plan, run: Run, gpus: int, *, resume: bool, inexact: bool, prog
             catalogue, images, place, run.settings, resume=resume, inexact=inexact, progress=progress
         )
         return len(made["failed"])
-    command = [*_torchrun(gpus), "--standalone", *_train_command(plan, run)]
+    command = [*torchrun(gpus), "--standalone", *train_command(plan, run)]
     command += ["--resume"] * resume + ["--inexact"] * inexact
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
     if not (place / "model" / "model.json").is_file():  # its status says no more: 1 also if images failed
@@ -531,11 +530,13 @@ def _train(plan: Plan, run: Run, gpus: int, *, resume: bool, inexact: bool, prog
         return sum(1 for _ in csv.DictReader(file))
 
 
-def _torchrun(processes: int) -> list[str]:
+def torchrun(processes: int) -> list[str]:
+    """The command that starts so many processes on this machine."""
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={max(1, processes)}"]
 
 
-def _train_command(plan: Plan, run: Run) -> list[str]:
+def train_command(plan: Plan, run: Run) -> list[str]:
+    """What `torchrun` starts to train a run."""
     catalogue, images = plan.data(run)
     paths = (plan.place(run).absolute(), plan.config(run).absolute())
     return [
@@ -565,136 +566,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# -- SLURM
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slurm:
-    """What a run asks the cluster for."""
-
-    nodes: int = 1
-    gpus: int = 1
-    """Of each node, a process for each; 0: one process without."""
-    cpus: int = 8
-    """Cores of each GPU."""
-    time: str = "24:00:00"
-    sbatch: tuple[str, ...] = ()
-    """More options, `account=abc`."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that come first, such as `module load python`."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1)):
-            if getattr(self, name) < least:
-                raise RequestError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for option in self.sbatch:
-            if not re.fullmatch(r"[a-z][\w-]*(=\S+)?", option):
-                raise RequestError(f"'{option}' is no option of sbatch, such as account=abc (without --)")
-
-
-def slurm_script(plan: Plan, run: Run, slurm: Slurm, *, inexact: bool = False) -> str:
-    """The job of a run: torchrun on each node, then prediction and evaluation on the first.
-
-    It begins a run or goes on with it, so that it may be submitted again, and requeued by the cluster.
-    """
-    folder = plan.folder.absolute()
-    processes = max(1, slurm.gpus)
-    options = {
-        "job-name": run.name,
-        "output": f"{folder}/slurm/{run.name}-%j.log",
-        "nodes": slurm.nodes,
-        "ntasks-per-node": 1,
-        "cpus-per-task": slurm.cpus * processes,
-        **({"gpus-per-node": slurm.gpus} if slurm.gpus else {}),
-        "time": slurm.time,
-    }
-    asked = [f"{name}={value}" for name, value in options.items()] + ["requeue", *slurm.sbatch]
-    train = shlex.join(_train_command(plan, run))
-    rest = ["-m", "bioscan", "experiments", plan.name, "-o", str(folder), "--only", run.name, "--run"]
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *(f"#SBATCH --{option}" for option in asked),
-            "set -euo pipefail",
-            *slurm.setup,
-            f"run={shlex.quote(str(plan.place(run).absolute()))}",
-            "status=0",
-            'if [ ! -f "$run/model/model.json" ]; then',
-            "    resume=",
-            '    if [ -f "$run/record.json" ]; then resume="--resume' + " --inexact" * inexact + '"; fi',
-            '    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            f"    srun --cpus-per-task={options['cpus-per-task']} {shlex.join(_torchrun(processes))} "
-            f'--nnodes={slurm.nodes} --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" '
-            '--rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 20000))" \\',
-            f"        {train} $resume || status=$?",
-            "fi",
-            "# status 1 may only mean that images could not be read: the model says whether it was trained",
-            'if [ ! -f "$run/model/model.json" ]; then exit $((status ? status : 1)); fi',
-            shlex.join([sys.executable, *rest]),
-            "",
-        ]
-    )
-
-
-def submit(
-    plan: Plan, *, only: Sequence[str] = (), slurm: Slurm | None = None, inexact: bool = False
-) -> list[dict[str, Any]]:
-    """Write a script for each run that is not done, and submit it where `sbatch` is.
-
-    A run whose job is still in the queue is not submitted again.
-
-    Returns:
-        Per run: `run`, `state` (done, queued, submitted; written: there is no sbatch here), `job` (its number
-        or None), `script`.
-
-    Raises:
-        RequestError: no run fits; the data is not named; sbatch refuses.
-    """
-    slurm = slurm or Slurm()
-    runs = chosen(plan.runs, only)
-    for run in runs:
-        plan.data(run)
-    sbatch, submitted = shutil.which("sbatch"), plan.folder / "slurm" / "jobs.json"
-    jobs: dict[str, str] = json.loads(submitted.read_text(encoding="utf-8")) if submitted.is_file() else {}
-    queue = _queue() if sbatch and jobs else set()
-    results = []
-    for run in runs:
-        script = plan.script(run)
-        result: dict[str, Any] = {"run": run.name, "state": "done", "job": None, "script": str(script)}
-        results.append(result)
-        if state_of(plan, run) == "done":
-            continue
-        _write(script, slurm_script(plan, run, slurm, inexact=inexact))
-        if sbatch is None:
-            result["state"] = "written"
-        elif jobs.get(run.name) in queue:
-            result |= {"state": "queued", "job": jobs[run.name]}
-        else:
-            done = subprocess.run(  # noqa: S603
-                [sbatch, "--parsable", str(script)], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise RequestError(f"sbatch refuses {script}: {done.stderr.strip() or done.stdout.strip()}")
-            jobs[run.name] = done.stdout.strip().split(";")[0]
-            _write(submitted, json.dumps(jobs, indent=1) + "\n")
-            result |= {"state": "submitted", "job": jobs[run.name]}
-    return results
-
-
-def _queue() -> set[str]:
-    """Numbers of this user's jobs that wait or run.
-
-    Raises:
-        RequestError: squeue does not say: a run might be submitted twice.
-    """
-    squeue = shutil.which("squeue")
-    if squeue is None:
-        raise RequestError("squeue is not here, which tells what was submitted already")
-    done = subprocess.run(  # noqa: S603
-        [squeue, "--me", "--noheader", "--format=%i"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RequestError(f"squeue does not tell what was submitted already: {done.stderr.strip()}")
-    return {*done.stdout.split()}

@@ -13,14 +13,13 @@ from bioscan.errors import RequestError
 from bioscan.jobs.experiments import (
     Plan,
     Run,
-    Slurm,
     chosen,
     plan_runs,
     run_experiments,
     state_of,
-    submit,
     write_plan,
 )
+from bioscan.jobs.slurm import Slurm, submit
 
 Several = Parameter(consume_multiple=1, negative="")
 
