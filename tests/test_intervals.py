@@ -1,10 +1,18 @@
 """Intervals against their definitions and by simulation."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from bioscan.analysis import intervals
+
+Floats = NDArray[np.float64]
 
 
 @pytest.mark.parametrize(("hits", "n"), [(1, 3), (7, 10), (11, 19), (250, 1000), (225_000, 225_660)])
@@ -97,3 +105,96 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     table = cells([[8, 2], [5, 5]])
     first, second = (intervals.bootstrap(macro_of_pairs, *table, np.random.default_rng(4)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+# -- whole samples
+
+
+def ratio_slowly(parts_N: Floats, wholes_N: Floats, groups_N: NDArray[np.int64], number: int) -> Floats:
+    random = np.random.default_rng(1)
+    members = [np.flatnonzero(groups_N == group) for group in np.unique(groups_N)]
+    made = []
+    for _ in range(number):
+        rows = np.concatenate([members[group] for group in random.integers(0, len(members), len(members))])
+        made.append(parts_N[rows].sum() / wholes_N[rows].sum())
+    ends: Floats = np.quantile(made, [0.025, 0.975])
+    return ends
+
+
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("distinct", [2, 1000])  # values that differ: drawn by kind, or one by one
+def test_ratios_of_sums_are_resampled_by_whole_groups_of_specimens(size: int, distinct: int) -> None:
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(180 // size), size)
+    wholes = 1.0 + random.integers(0, distinct, groups.max() + 1)[groups] / distinct
+    parts = wholes * (random.random(groups.max() + 1)[groups] < 0.3)
+    both = intervals.bootstrap_ratio(
+        np.stack([parts, 2 * parts], axis=1),
+        np.stack([wholes, wholes], axis=1),
+        np.random.default_rng(2),
+        groups_N=groups if size > 1 else None,
+        resamples=4000,
+    )
+    expected = ratio_slowly(parts, wholes, groups, 4000)
+    np.testing.assert_allclose(np.transpose(both)[0], expected, atol=0.012)
+    np.testing.assert_allclose(np.transpose(both)[1], np.transpose(both)[0] * 2, atol=1e-12)
+
+
+def test_the_mean_leaves_out_what_is_nan_and_an_empty_column_has_no_interval() -> None:
+    values = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]] * 50)
+    low, high = intervals.bootstrap_mean(values, np.random.default_rng(0))
+    assert 1.7 < low[0] < 2 < high[0] < 2.3
+    assert np.isnan([low[1], high[1]]).all()
+
+
+def test_resamples_without_a_specimen_that_counts_are_left_out() -> None:
+    # one of three counts: 8 of 27 resamples miss it, the others have the value 5
+    low, high = intervals.bootstrap_mean(np.array([[5.0], [np.nan], [np.nan]]), np.random.default_rng(0))
+    assert (low[0], high[0]) == (5, 5)
+
+
+def test_equal_specimens_are_drawn_together_as_often_as_one_by_one() -> None:
+    counts = np.array([900, 60, 40])
+    for kinds in (counts, np.r_[counts, np.zeros(97, np.int64)]):  # by kind, one by one
+        (drawn,) = intervals.draws(kinds, np.random.default_rng(0), 3000)
+        assert (drawn.sum(axis=1) == 1000).all()
+        np.testing.assert_allclose(drawn.mean(axis=0), kinds, rtol=0.02)
+        np.testing.assert_allclose(drawn.var(axis=0), kinds * (1 - kinds / 1000), rtol=0.1)
+
+
+def test_draws_come_in_parts_that_bound_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "_CELLS", 30)
+    parts = intervals.draws(np.array([5, 5, 1]), np.random.default_rng(0), 25)
+    assert [part.shape[0] for part in parts] == [10, 10, 5]
+
+
+# -- the binomial tail
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12])
+def test_the_binomial_tail_is_the_sum_of_its_terms(n: int) -> None:
+    for k in range(n + 1):
+        for p in (0.05, 0.5, 0.9):
+            terms = [math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1)]
+            assert intervals.binomial_at_most(k, n, p) == pytest.approx(math.fsum(terms), rel=1e-12)
+
+
+@settings(max_examples=80)
+@given(st.integers(1, 10_000), st.floats(0, 1), st.floats(1e-6, 1 - 1e-6))
+def test_the_binomial_tail_equals_scipys(n: int, share: float, p: float) -> None:
+    k = int(share * n)
+    assert intervals.binomial_at_most(k, n, p) == pytest.approx(binom.cdf(k, n, p), rel=1e-8, abs=1e-290)
+
+
+def test_the_binomial_tail_does_not_vanish_where_single_terms_do() -> None:
+    exact = sum(Fraction(math.comb(2000, i), 2**2000) for i in range(301))
+    assert intervals.binomial_at_most(300, 2000, 0.5) == pytest.approx(float(exact), rel=1e-9)
+    assert 0 < float(exact) < 1e-230
+
+
+def test_the_binomial_tail_at_its_ends() -> None:
+    assert intervals.binomial_at_most(-1, 5, 0.3) == 0
+    assert intervals.binomial_at_most(5, 5, 0.3) == 1
+    assert intervals.binomial_at_most(2, 5, 0.0) == 1
+    assert intervals.binomial_at_most(2, 5, 1.0) == 0
+    assert intervals.binomial_at_most(0, 0, 0.5) == 1
