@@ -70,6 +70,45 @@ def test_what_is_written_in_batches_is_read_back_whole(tmp_path: Path, ending: s
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, "p.scores.parquet"])
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_energies_and_further_columns_are_kept_where_they_are_given(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"p{ending}"
+    optional: dict[str, list[Any]] = {
+        "assigned_training": [120, None, None],
+        "assigned_precision": [0.25, None, None],
+        "assigned_confusions": ["Coleoptera 75 %", None, None],
+        "set": ["Coleoptera; Diptera", "Diptera", None],
+        "set_size": [2, 1, None],
+    }
+    frame, scores = rows(0, 3)
+    frame = frame.with_columns(**{name: pl.Series(values) for name, values in optional.items()})
+    with writer(path, optional=optional) as target:
+        target.write(frame, scores, np.array([-3.5, 2.0, np.nan]))
+    made, found = read_predictions(path), read_scores(path)
+    assert made.columns == [*rows(0, 1)[0].columns[:-1], *optional, "error"]
+    assert made.select(*optional).to_dict(as_series=False) == optional
+    assert found is not None
+    assert found.energy is not None
+    assert found.energy.to_list() == [-3.5, 2.0, None]
+    assert found.keys.columns == ["sampleid", "image_file"]
+
+
+def test_scores_without_energies_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    with writer(path) as target:
+        target.write(*rows(0, 4))
+    found = read_scores(path)
+    assert found is not None
+    assert found.energy is None
+    place = scores_place(path)  # as an older version wrote it
+    kept = {name: pl.read_parquet_metadata(place)[name] for name in ("bioscan", "leaves")}
+    pl.read_parquet(place).drop("energy").write_parquet(place, metadata=kept)
+    found = read_scores(path)
+    assert found is not None
+    assert found.energy is None
+    np.testing.assert_array_equal(next(found.batches())[1], rows(0, 4)[1])
+
+
 def test_scores_too_large_to_hold_are_read_in_the_same_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

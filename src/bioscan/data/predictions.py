@@ -2,15 +2,15 @@
 table.
 
 Columns: `sampleid`, `image_file`; per rank `<rank>` and `<rank>_probability`; `assigned_rank`,
-`assigned_taxon`, `assigned_probability`; `error` (why there is no prediction). Beside it
-`<stem>.scores.parquet`: the same keys and the leaf probabilities, float32, the leaves' lineages in its
-footer.
+`assigned_taxon`, `assigned_probability`; of OPTIONAL those that apply; `error` (why there is no prediction).
+Beside it `<stem>.scores.parquet`: the same keys, the leaf probabilities, float32, and `energy`; the leaves'
+lineages in its footer.
 """
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,28 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bioscan.data.foreign import from_table, read_json
 from bioscan.errors import DataError, RequestError, near, unknown
 from bioscan.files import refuse_existing, writing
 from bioscan.vocabulary import FOOTER, KEYS, MISSING, RANKS
 
 FORMS: Final = (".parquet", ".csv")
+OPTIONAL: Final[dict[str, Any]] = {
+    "assigned_training": pl.Int64,
+    "assigned_checked": pl.Int64,
+    "assigned_precision": pl.Float64,
+    "assigned_recall": pl.Float64,
+    "assigned_confusions": pl.String,
+    "set": pl.String,
+    "set_size": pl.Int64,
+    "set_taxon": pl.String,
+    "set_rank": pl.String,
+}
+"""Column -> type, in their order. What is known of the assigned taxon (see `learn.calibration`): specimens in
+training; labelled specimens that got its name, the share of them that are right, and what the others are; of
+the labelled specimens of it the share that got its name. And the conformal set: its names, the most probable
+first, how many there are, and the smallest taxon that holds them all.
+"""
 _BATCH = 4_000_000
 """Probabilities read at a time."""
 _HELD = 64_000_000
@@ -41,6 +58,11 @@ class Scores:
     """Columns `sampleid`, `image_file`; rows as in the file."""
     leaves: list[tuple[str | None, ...]]
     """Lineage of each leaf, aligned with RANKS."""
+    energy: pl.Series | None = None
+    """−T · logsumexp(logits / T) by row, T the temperature of the record, else 1; null where a specimen has
+    no prediction; None in files of before it was kept. The largest logit is T · log(largest probability) less
+    this.
+    """
 
     def batches(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Rows, and their probabilities of shape (rows, L): NaN where a specimen has no prediction.
@@ -79,6 +101,7 @@ class PredictionsWriter:
         ranks: Sequence[str],
         leaves: Sequence[Sequence[str | None]] | None,
         record: Mapping[str, Any],
+        optional: Collection[str] = (),
         overwrite: bool = False,
     ) -> None:
         """Prepare to write.
@@ -88,6 +111,7 @@ class PredictionsWriter:
             ranks: Ranks that have columns.
             leaves: Lineage of each leaf; None: no scores are kept.
             record: What the predictions follow from (JSON); goes to the footer.
+            optional: Columns of OPTIONAL that are written.
             overwrite: Replace the target.
 
         Raises:
@@ -99,7 +123,7 @@ class PredictionsWriter:
         refuse_existing(self.path, overwrite=overwrite)
         self._leaves = None if leaves is None else [list(leaf) for leaf in leaves]
         self._record = json.loads(json.dumps(dict(record)))
-        self._schema = _schema(ranks)
+        self._schema = _schema(ranks, optional)
         self._folder = self.path.with_name(f".{self.path.name}.parts")
         self.done = self._resumable()
 
@@ -122,15 +146,27 @@ class PredictionsWriter:
     def _parts(self, kind: str) -> list[Path]:
         return sorted(self._folder.glob(f"{kind}-*.parquet"))
 
-    def write(self, frame: pl.DataFrame, scores_NL: NDArray[np.float32] | None = None) -> None:
-        """Add a batch. A row without a picture has null names, a text in `error` and NaN scores."""
+    def write(
+        self,
+        frame: pl.DataFrame,
+        scores_NL: NDArray[np.float32] | None = None,
+        energy_N: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Add a batch. A row without a picture has null names, a text in `error`, NaN scores and energy.
+
+        Args:
+            frame: Every column of the schema.
+            scores_NL: Where scores are kept.
+            energy_N: See `Scores.energy`; None where it is not known.
+        """
         name = f"{self._next:07d}.parquet"
         if self._leaves is not None:
             if scores_NL is None or scores_NL.shape != (frame.height, len(self._leaves)):
                 raise ValueError(f"scores of shape ({frame.height}, {len(self._leaves)}) expected")
             kind = pl.Array(pl.Float32, len(self._leaves))
+            energy = pl.Series("energy", [None] * frame.height if energy_N is None else energy_N, pl.Float64)
             table = frame.select(KEYS).with_columns(
-                pl.Series("probabilities", scores_NL.astype(np.float32), dtype=kind)
+                pl.Series("probabilities", scores_NL.astype(np.float32), dtype=kind), energy.fill_nan(None)
             )
             with writing(self._folder / f"scores-{name}", overwrite=True) as partial:
                 table.write_parquet(partial)
@@ -167,7 +203,8 @@ class PredictionsWriter:
         schema: dict[str, Any] = dict(self._schema)
         if kind == "scores":
             width = len(self._leaves or ())
-            schema = dict.fromkeys(KEYS, pl.String) | {"probabilities": pl.Array(pl.Float32, width)}
+            schema = dict.fromkeys(KEYS, pl.String)
+            schema |= {"probabilities": pl.Array(pl.Float32, width), "energy": pl.Float64}
         return pl.LazyFrame(schema=schema)
 
 
@@ -176,21 +213,29 @@ def scores_place(path: Path) -> Path:
     return path.with_name(f"{path.stem}.scores.parquet")
 
 
-def read_predictions(path: Path | str) -> pl.DataFrame:
+def read_predictions(path: Path | str, rank: str | None = None) -> pl.DataFrame:
     """A predictions table, ours or another tool's: at least a key column and one rank.
 
+    Args:
+        path: A table of ours, or what `data.foreign` reads: CSV and Parquet, and JSON (`.json`).
+        rank: Of bare labels, in a table that does not say of which rank its names are.
+
     Raises:
-        RequestError: no such file, or another form.
+        RequestError: no such file, another form, or labels of an unknown rank.
         DataError: no key or rank column, duplicate or empty keys, a probability that is none.
     """
     path = Path(path)
     if not path.is_file():
         raise RequestError(f"{path}: no such predictions file")
-    if path.suffix not in FORMS:
-        raise unknown("form of predictions", path.suffix or path.name, FORMS)
+    if path.suffix not in (*FORMS, ".json"):
+        raise unknown("form of predictions", path.suffix or path.name, (*FORMS, ".json"))
     with _reading(path, "predictions"):
-        parquet = path.suffix == ".parquet"
-        frame = pl.read_parquet(path) if parquet else pl.read_csv(path, infer_schema=False)
+        if path.suffix == ".json":
+            frame = read_json(path, rank)
+        else:
+            parquet = path.suffix == ".parquet"
+            frame = pl.read_parquet(path) if parquet else _typed(pl.read_csv(path, infer_schema=False))
+            frame = from_table(frame, str(path), rank)
     return check_predictions(frame, str(path))
 
 
@@ -242,13 +287,15 @@ def read_scores(path: Path | str) -> Scores | None:
     with _reading(place, "scores"):
         footer = pl.read_parquet_metadata(place)
         leaves = [tuple(leaf) for leaf in json.loads(footer["leaves"])]
-        width = pl.read_parquet_schema(place)["probabilities"]
-        keys = pl.read_parquet(place, columns=list(KEYS))
+        schema = pl.read_parquet_schema(place)
+        width = schema["probabilities"]
+        keys = pl.read_parquet(place, columns=[*KEYS, *(["energy"] if "energy" in schema else [])])
     if not isinstance(width, pl.Array) or width.size != len(leaves):
         raise DataError(f"{place}: {len(leaves)} leaves in the footer, but the scores are {width}")
     if path.suffix == ".parquet" and json.loads(footer.get(FOOTER, "{}")) != read_record(path):
         raise DataError(f"{place}: not the scores of {path.name} (their records differ); predict again")
-    return Scores(place, keys, leaves)
+    energy = keys["energy"] if "energy" in schema and keys["energy"].null_count() < keys.height else None
+    return Scores(place, keys.select(KEYS), leaves, energy)
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
@@ -267,6 +314,15 @@ def read_record(path: Path | str) -> dict[str, Any]:
     return record
 
 
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """Our own further columns in their types; null where another tool's column of the name holds no such."""
+    return frame.with_columns(
+        pl.col(column).cast(kind, strict=False)
+        for column, kind in OPTIONAL.items()
+        if column in frame.columns
+    )
+
+
 @contextlib.contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a damaged file makes Polars raise into a DataError."""
@@ -282,9 +338,10 @@ def _rows_of(num_leaves: int) -> int:
     return max(1, _BATCH // max(1, num_leaves))
 
 
-def _schema(ranks: Sequence[str]) -> dict[str, Any]:
+def _schema(ranks: Sequence[str], optional: Collection[str]) -> dict[str, Any]:
     columns: dict[str, Any] = dict.fromkeys(KEYS, pl.String)
     for rank in ranks:
         columns |= {rank: pl.String, f"{rank}_probability": pl.Float64}
     assigned = {"assigned_rank": pl.String, "assigned_taxon": pl.String, "assigned_probability": pl.Float64}
-    return columns | assigned | {"error": pl.String}
+    kept = {column: kind for column, kind in OPTIONAL.items() if column in optional}
+    return columns | assigned | kept | {"error": pl.String}
