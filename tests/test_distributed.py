@@ -322,7 +322,8 @@ def test_the_first_process_alone_speaks(shared: Path, tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr
     lines = child.stdout.splitlines()
     # eleven families, and three orders whose families nobody named
-    assert lines[0] == "test_resnet, 14 taxa at ranks order, family: 501 training, 76 validation specimens"
+    assert lines[0] == "test_resnet, 14 taxa at ranks order, family: 501 training, 40 validation specimens"
+    assert "kept from that for thresholds and sets: 36 validation specimens" in lines
     assert lines[-1] == f"model: {tmp_path / 'run' / 'model'}"
     assert len([line for line in lines if line.startswith("validation ")]) == 7
     assert child.stderr.count("each of the 2 processes has batch norms of its own") == 1

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,10 +27,11 @@ from bioscan.data.predictions import read_predictions, read_record, read_scores
 from bioscan.errors import DataError, RequestError
 from bioscan.jobs.evaluate import evaluate_ranks
 from bioscan.learn import model_folder, models
+from bioscan.learn.calibration import Calibration
 from bioscan.learn.dataset import ImageSpec, central_crop, resize_shorter
 from bioscan.learn.losses import Softmax, outputs_of
 from bioscan.learn.model_folder import Model
-from bioscan.learn.prediction import Naming, predict_batches, probabilities
+from bioscan.learn.prediction import Naming, energy, predict_batches, probabilities, shown_logits
 from bioscan.vocabulary import RANKS
 
 Paint = Callable[..., tuple[Path, Path]]
@@ -200,30 +202,34 @@ def model_of(taxonomy: Taxonomy, softmax: Softmax = "flat") -> Model:
     return Model(torch.nn.Identity(), taxonomy, SPEC, {}, "", softmax, counts_N)
 
 
+def shown(model: Model, outputs_BM: torch.Tensor, tau: float = 0.0) -> NDArray[np.float32]:
+    return probabilities(shown_logits(model, outputs_BM, tau=tau))
+
+
 def test_tau_divides_by_the_prior_to_its_power() -> None:
     model = model_of(TREE)
     logits_BL = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (5, TREE.num_leaves)))
-    plain_BL = probabilities(model, logits_BL).astype(np.float64)
+    plain_BL = shown(model, logits_BL).astype(np.float64)
     prior = {"Aa a": 6.5, "Bb b": 3.5, "Bb c": 1.5, "Bx x": 1.5}
     prior_L = np.array([prior[str(path[-1])] for path in TREE.leaf_paths]) / 13
     for tau in (-1.0, 0.5, 1.0, 3.0):
         wanted_BL = plain_BL / prior_L**tau
         wanted_BL /= wanted_BL.sum(axis=1, keepdims=True)
-        assert probabilities(model, logits_BL, tau=tau) == pytest.approx(wanted_BL, abs=1e-6)
-    assert np.array_equal(probabilities(model, logits_BL, tau=0.0), plain_BL.astype(np.float32))
+        assert shown(model, logits_BL, tau) == pytest.approx(wanted_BL, abs=1e-6)
+    assert np.array_equal(shown(model, logits_BL, 0.0), plain_BL.astype(np.float32))
 
 
 def test_tau_favours_rare_taxa_the_more_the_larger_it_is() -> None:
     logits_BL = torch.from_numpy(np.random.default_rng(1).normal(0, 1, (400, TREE.num_leaves)))
     rare = next(leaf for leaf, path in enumerate(TREE.leaf_paths) if path[-1] == "Bx x")
-    shares = [probabilities(model_of(TREE), logits_BL, tau=tau)[:, rare].mean() for tau in (0, 0.5, 1, 2)]
+    shares = [shown(model_of(TREE), logits_BL, tau)[:, rare].mean() for tau in (0, 0.5, 1, 2)]
     assert shares == sorted(shares)
     assert shares[-1] > 1.5 * shares[0]
 
 
 def test_conditional_probabilities_are_products_down_the_path() -> None:
     outputs_BM = torch.from_numpy(np.random.default_rng(2).normal(0, 2, (3, TREE.num_nodes - 1)))
-    made_BL = probabilities(model_of(TREE, "conditional"), outputs_BM)
+    made_BL = shown(model_of(TREE, "conditional"), outputs_BM)
     by_parent = sorted(range(1, TREE.num_nodes), key=lambda node: TREE.parent_N[node])  # order of the outputs
     for row, outputs_M in zip(made_BL, outputs_BM.numpy(), strict=True):
         weight = dict(zip(by_parent, np.exp(outputs_M), strict=True))
@@ -241,9 +247,23 @@ def test_conditional_probabilities_are_products_down_the_path() -> None:
 def test_enormous_logits_give_finite_probabilities(scale: float) -> None:
     outputs_BM = torch.randn(4, TREE.num_nodes - 1, generator=torch.Generator().manual_seed(0)) * scale
     for softmax, width in (("flat", TREE.num_leaves), ("conditional", TREE.num_nodes - 1)):
-        made_BL = probabilities(model_of(TREE, softmax), outputs_BM[:, :width], tau=1.0)  # type: ignore[arg-type]
+        made_BL = shown(model_of(TREE, softmax), outputs_BM[:, :width], 1.0)  # type: ignore[arg-type]
         assert np.isfinite(made_BL).all()
         assert made_BL.sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_a_temperature_divides_the_logits_and_the_energy_is_theirs(temperature: float) -> None:
+    logits_NL = np.random.default_rng(3).normal(0, 3, (6, TREE.num_leaves))
+    weights_NL = np.exp(logits_NL / temperature)
+    logits_BL = torch.from_numpy(logits_NL)
+    made_BL = probabilities(logits_BL, temperature=temperature)
+    assert made_BL == pytest.approx(weights_NL / weights_NL.sum(axis=1, keepdims=True), rel=1e-5)
+    assert (made_BL.argmax(axis=1) == logits_NL.argmax(axis=1)).all()
+    energy_B = energy(logits_BL, temperature=temperature)
+    assert energy_B == pytest.approx(-temperature * np.log(weights_NL.sum(axis=1)))
+    largest_B = temperature * np.log(made_BL.max(axis=1)) - energy_B
+    assert largest_B == pytest.approx(logits_NL.max(axis=1), rel=1e-5)
 
 
 def test_probabilities_are_the_networks_own(insects: tuple[Path, Path], model: Path, tmp_path: Path) -> None:
@@ -435,6 +455,225 @@ def test_without_training_counts_there_is_no_adjustment(insects: tuple[Path, Pat
     assert bioscan.predict(folder, metadata, tmp_path / "p.parquet", images=images)["failed"] == 0
 
 
+# -- what the model's calibration says
+
+
+def rows_at(taxonomy: Taxonomy, rank: str, n: int, wrong: int) -> dict[str, Any]:
+    """Calibration records of the first taxon at a rank, at a probability of 1; some of them wrong."""
+    node = int(np.flatnonzero(taxonomy.rank_N == RANKS.index(rank))[0])
+    return {
+        f"{rank}_true": [-1] * wrong + [node] * (n - wrong),
+        f"{rank}_named": [node] * n,
+        f"{rank}_probability": [1.0] * n,
+        f"{rank}_truth_probability": [0.0] * wrong + [1.0] * (n - wrong),
+        f"{rank}_before": [0.0] * n,
+        f"{rank}_place": [99] * wrong + [0] * (n - wrong),
+    }
+
+
+def calibrated(folder: Path, target: Path, wrong: dict[str, int] | None = None, **changes: Any) -> Path:
+    """The model with a calibration of 40 records, of which so many are wrong at a rank."""
+    taxonomy = model_folder.load(folder).taxonomy
+    wrong = wrong or {}
+    columns = [rows_at(taxonomy, rank, 40, wrong.get(rank, 0)) for rank in taxonomy.ranks]
+    nodes = range(1, taxonomy.num_nodes)
+    reliability = pl.DataFrame(
+        {
+            "taxon": nodes,
+            "training": [10 * node for node in nodes],
+            "checked": nodes,
+            "precision": [1 / node for node in nodes],
+            "recall": 0.5,
+            "confusions": "Aus 12 %",
+        }
+    )
+    given: dict[str, Any] = {
+        "temperature": 2.0,
+        "rank_temperatures": None,
+        "tau": 0.0,
+        "decode": "leaf",
+        "info": {"first": {"n": 40}, "second": {"n": 40}, "ranks": {}, "warnings": []},
+        "records": pl.DataFrame({name: values for made in columns for name, values in made.items()}),
+        "reliability": reliability,
+    }
+    model_folder.recalibrated(folder, target, Calibration(**given | changes))
+    return target
+
+
+@pytest.fixture(scope="module")
+def deep(coarse: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of four ranks, and the same with a calibration whose names at rank species are all wrong."""
+    folder = tmp_path_factory.mktemp("deep")
+    plain = make_model(folder / "plain", coarse[0], FOUR, counts=np.ones(1, np.int64))
+    return plain, calibrated(plain, folder / "calibrated", {"species": 40})
+
+
+def test_a_calibrated_model_shows_tempered_probabilities_and_the_same_names(
+    coarse: tuple[Path, Path], deep: tuple[Path, Path], tmp_path: Path
+) -> None:
+    metadata, images = coarse
+    tables, scores, records = [], [], []
+    for number, folder in enumerate((*deep, deep[1])):
+        output = tmp_path / f"{number}.parquet"
+        made = bioscan.predict(folder, metadata, output, images=images, calibration=number < 2)
+        assert (made["temperature"], made["notes"]) == (2.0 if number == 1 else 1.0, [])
+        tables.append(read_predictions(output))
+        found = read_scores(output)
+        assert found is not None
+        assert found.energy is not None
+        scores.append((np.concatenate([part for _, part in found.batches()]), found.energy.to_numpy()))
+        records.append(read_record(output))
+    (plain_NL, plain_N), (tempered_NL, tempered_N), (without_NL, without_N) = scores
+    assert np.array_equal(without_NL, plain_NL)
+    assert np.array_equal(without_N, plain_N)
+    roots_NL = np.sqrt(plain_NL)
+    assert tempered_NL == pytest.approx(roots_NL / roots_NL.sum(axis=1, keepdims=True), rel=1e-4)
+    logits_NL = np.log(plain_NL) - plain_N[:, None]
+    assert tempered_N == pytest.approx(-2 * np.log(np.exp(logits_NL / 2).sum(axis=1)), rel=1e-4)
+    names = [*FOUR, "assigned_rank", "assigned_taxon", "error"]
+    assert tables[0].select(names).equals(tables[1].select(names))
+    assert tables[0].columns == tables[2].columns
+    assert [record["temperature"] for record in records] == [1.0, 2.0, 1.0]
+    assert [record["calibration"] is not None for record in records] == [False, True, False]
+    assert len({record["weights_sha256"] for record in records}) == 1
+    assert len({record["model_sha256"] for record in records}) == 2
+
+
+def test_the_assigned_taxon_backs_off_and_its_reliability_stands_beside_it(
+    coarse: tuple[Path, Path], deep: tuple[Path, Path], tmp_path: Path
+) -> None:
+    metadata, images = coarse
+    output = tmp_path / "p.csv"
+    made = bioscan.predict(
+        deep[1], metadata, output, images=images, roles=[], max_error=0.1, sets="lac", set_rank="order"
+    )
+    table = read_predictions(output)
+    # 40 records: 3 may be wrong. At the rank species all are, at a probability of 1; elsewhere none.
+    assert set(table["assigned_rank"]) <= {"order", "family", "genus"}
+    assert table.filter(pl.col("species").is_not_null() & (pl.col("assigned_rank") != "genus")).is_empty()
+    assert made["assigned"] == dict(table["assigned_rank"].value_counts().iter_rows())
+    assert made["unassigned"] == 0
+    told = made["back_off"]
+    assert (told["asked"], told["value"]) == ("max_error", 0.1)
+    assert [(row["rank"], row["checked"], row["named"], row["wrong"]) for row in told["ranks"]] == [
+        *((rank, 40, 40, 0) for rank in ("order", "family", "genus")),
+        ("species", 40, 0, 0),
+    ]
+    taxonomy = model_folder.load(deep[1]).taxonomy
+    numbers = {taxonomy.name(node): node for node in range(1, taxonomy.num_nodes)}
+    for row in table.to_dicts():
+        node = numbers[row["assigned_taxon"]]
+        assert row["assigned_probability"] == row[f"{row['assigned_rank']}_probability"]
+        assert (row["assigned_training"], row["assigned_checked"]) == (10 * node, node)
+        assert (row["assigned_precision"], row["assigned_recall"]) == (pytest.approx(1 / node), 0.5)
+        assert row["assigned_confusions"] == "Aus 12 %"
+    # all ten records had a probability of 1: an order that is less than sure is in no set
+    assert made["sets"] == {
+        "method": "lac",
+        "rank": "order",
+        "coverage": pytest.approx(0.9),
+        "calibrated": 40,
+        "warnings": [],
+        "mean_size": 0,
+        "empty": table.height,
+    }
+    assert table["set_size"].to_list() == [0] * table.height
+    output = tmp_path / "p.parquet"
+    bioscan.predict(deep[1], metadata, output, images=images, max_error=0.1, sets="pas", coverage=0.8)
+    record = read_record(output)
+    assert (record["max_error"], record["min_precision"]) == (0.1, None)
+    assert record["sets"] == {"method": "pas", "coverage": 0.8, "rank": "species"}
+
+
+def test_of_precise_taxa_the_deepest_is_assigned(
+    coarse: tuple[Path, Path], deep: tuple[Path, Path], tmp_path: Path
+) -> None:
+    metadata, images = coarse
+    output = tmp_path / "p.parquet"
+    made = bioscan.predict(deep[1], metadata, output, images=images, min_precision=0.9)
+    table = read_predictions(output)
+    # of each rank one taxon has records; 40 right names show a precision of 0.9 (it takes 22)
+    assert [row["taxa_given"] for row in made["back_off"]["ranks"]] == [1, 1, 1, 0]
+    taxonomy = model_folder.load(deep[1]).taxonomy
+    first = {
+        rank: taxonomy.name(int(np.flatnonzero(taxonomy.rank_N == RANKS.index(rank))[0]))
+        for rank in ("order", "family", "genus")
+    }
+    for row in table.to_dicts():
+        held = [rank for rank, name in first.items() if row[rank] == name]
+        deepest = (held[-1], first[held[-1]]) if held else (None, None)
+        assert (row["assigned_rank"], row["assigned_taxon"]) == deepest
+    assert made["unassigned"] == table["assigned_taxon"].null_count()
+
+
+def test_a_calibration_for_another_adjustment_or_decoding_is_said_to_be_left_out(
+    insects: tuple[Path, Path], deep: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made = bioscan.predict(deep[1], insects[1], tmp_path / "tau.parquet", tau=1)
+    assert made["temperature"] == 1.0
+    assert made["notes"] == [
+        "the model's calibration is for tau 0, not 1: probabilities are not calibrated (bioscan calibrate "
+        "--tau 1 makes it anew)"
+    ]
+    assert read_record(tmp_path / "tau.parquet")["calibration"] is None
+    made = bioscan.predict(deep[1], insects[1], tmp_path / "p.parquet", decode="greedy", sets="aps")
+    assert made["temperature"] == 2.0
+    assert made["notes"] == [
+        "how reliable names are was measured for decode leaf, not greedy, and is left out (bioscan calibrate "
+        "--decode greedy measures it anew)"
+    ]
+    for name in ("tau", "p"):
+        assert "assigned_training" not in read_predictions(tmp_path / f"{name}.parquet").columns
+    assert bioscan.predict(deep[1], insects[1], tmp_path / "q.csv", tau=1, calibration=False)["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"max_error": 0.05, "tau": 1},
+            r"is for tau 0 and decode leaf, and --max-error needs one for tau 1 ",
+        ),
+        ({"min_precision": 0.9, "decode": "greedy"}, r"--images PACKAGE --tau 0 --decode greedy -o NEW"),
+        ({"sets": "lac", "tau": 0.5}, r"--sets needs one for tau 0\.5 and decode leaf; make it: bioscan cal"),
+        (
+            {"max_error": 0.05, "calibration": False},
+            "--max-error needs the model's calibration; leave out --no",
+        ),
+        ({"max_error": 0.05, "min_precision": 0.9}, "two ways to choose the assigned taxon; give one"),
+        ({"set_rank": "order"}, "set_rank goes with sets"),
+        ({"max_error": 0.0}, "an error of 0 cannot be promised"),
+        ({"min_precision": 1.0}, "a precision of 1 cannot be tested"),
+        ({"sets": "lac", "coverage": 1.5}, "must lie between 0 and 1, not 1.5"),
+        ({"sets": "lca"}, "did you mean 'lac'"),
+        (
+            {"sets": "lac", "set_rank": "specis"},
+            "unknown rank of this model 'specis'; did you mean 'species'",
+        ),
+    ],
+)
+def test_a_promise_that_cannot_be_made_is_told(
+    insects: tuple[Path, Path],
+    deep: tuple[Path, Path],
+    tmp_path: Path,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        bioscan.predict(deep[1], insects[1], tmp_path / "p.parquet", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_calibration_says_how_to_make_one(
+    insects: tuple[Path, Path], deep: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wanted = f"{deep[0]} has no calibration, which --max-error needs; make one: bioscan calibrate {deep[0]} "
+    with pytest.raises(RequestError, match=re.escape(wanted)):
+        bioscan.predict(deep[0], insects[1], tmp_path / "p.parquet", max_error=0.05)
+    made = bioscan.predict(deep[0], insects[1], tmp_path / "p.parquet")
+    assert (made["temperature"], made["notes"], made["back_off"], made["sets"]) == (1.0, [], None, None)
+
+
 # -- failures
 
 
@@ -461,6 +700,8 @@ def test_a_failure_is_a_row_in_its_place(paint: Paint, model: Path, tmp_path: Pa
     assert named.null_count().row(0) == (3, 3, 3)
     assert table.filter(~bad)["assigned_probability"].null_count() == 0
     assert np.isnan(probabilities_NL).all(axis=1).tolist() == bad.tolist()
+    assert scores.energy is not None
+    assert scores.energy.is_null().to_list() == bad.tolist()
     assert made["failed"] == 3
 
 
@@ -472,10 +713,10 @@ def test_a_table_of_absent_images_is_all_failures_in_bounded_batches(
     Image.new("RGB", (9, 9)).save(tmp_path / "other/x.jpg")
     frame = bioscan.read_metadata(metadata).select("sampleid", "image_file").with_columns(row=pl.lit(-1))
     package = bioscan.Images(tmp_path / "other")
-    heights = [
-        table.height for table, _ in predict_batches(model_folder.load(model), package, frame, batch_size=10)
-    ]
-    assert heights == [10, 10, 3]
+    loaded = model_folder.load(model)
+    batches = list(predict_batches(loaded, package, frame, Naming.of(loaded.taxonomy), batch_size=10))
+    assert [batch.table.height for batch in batches] == [10, 10, 3]
+    assert all(np.isnan(batch.energy_N).all() for batch in batches)
     made = bioscan.predict(model, metadata, tmp_path / "p.parquet", images=package)
     assert (made["specimens"], made["failed"], len(made["first_failed"])) == (14, 14, 10)
 
@@ -533,6 +774,9 @@ def test_outputs_that_make_no_probabilities_are_failures(
     assert made["failed"] == made["specimens"] > 0
     table = read_predictions(tmp_path / "p.parquet")
     assert table["error"].str.contains("too large to make probabilities").all()
+    scores = read_scores(tmp_path / "p.parquet")
+    assert scores is not None
+    assert scores.energy is None  # of none of them
     assert table["species"].null_count() == table.height
 
 
@@ -587,6 +831,28 @@ def test_a_killed_job_goes_on_where_it_was_and_ends_with_the_same_table(
     assert {p.name for p in tmp_path.iterdir()} == {
         f"{name}.{ending}" for name in ("p", "q") for ending in ("parquet", "scores.parquet")
     }
+
+
+def test_an_interrupted_job_with_promises_ends_with_the_same_table(
+    coarse: tuple[Path, Path], deep: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata, images = coarse
+    monkeypatch.setattr("bioscan.jobs.predict._BLOCK_ROWS", 4)
+    options: dict[str, Any] = {"images": images, "roles": [], "scores": True, "batch_size": 4, "workers": 0}
+    options |= {"max_error": 0.1, "sets": "aps", "coverage": 0.7}
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bioscan.predict(deep[1], metadata, tmp_path / "p.parquet", **options, progress=interrupt)
+    one = bioscan.predict(deep[1], metadata, tmp_path / "p.parquet", **options)
+    other = bioscan.predict(deep[1], metadata, tmp_path / "q.parquet", **options)
+    assert one | {"predictions": ""} == other | {"predictions": ""}
+    for ending in ("parquet", "scores.parquet"):
+        first, second = (pl.read_parquet(tmp_path / f"{name}.{ending}") for name in ("p", "q"))
+        assert first.equals(second)
 
 
 def test_an_interrupted_job_does_not_go_on_with_other_images_of_the_same_name(

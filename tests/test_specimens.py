@@ -11,7 +11,7 @@ import pytest
 import bioscan
 from bioscan.data.images import Images
 from bioscan.errors import RequestError
-from bioscan.learn.specimens import Specimens, select
+from bioscan.learn.specimens import Specimens, labelled, select
 
 Paint = Callable[..., tuple[Path, Path]]
 
@@ -135,3 +135,47 @@ def test_real_records_of_several_ranks(shared: Path) -> None:
     deepest = pl.coalesce("species", "genus", "family", "order").alias("deepest")
     wanted = dict(training.select("sampleid", deepest).iter_rows())
     assert names(chosen, "train") == wanted
+
+
+def test_labels_are_known_unknown_to_the_model_or_absent_at_each_rank(paint: Paint) -> None:
+    tree = {
+        "Diptera/Syrphidae/Eristalis/Eristalis tenax": (3, 1, 0),
+        "Diptera/Syrphidae/Volucella": (0, 1, 0),  # a genus that the model does not know
+        "Diptera/not_classified/not_classified/Eristalis bella": (0, 1, 0),  # a species, with a hole above it
+        "Odonata": (0, 1, 0),
+        "Diptera": (1, 1, 0),
+        "Lepidoptera/not_classified/Pieris": (2, 1, 0),
+        "not_classified": (0, 1, 0),
+    }
+    metadata, images = paint(tree)
+    chosen = select(metadata, Images(images), ranks=RANKS, experiment="large_insect_order")
+    table = chosen.validation.table
+
+    def name(node: int | None) -> str | None:
+        return "?" if node == -1 else None if node is None else chosen.taxonomy.name(node)
+
+    found = {
+        row["key"].rsplit("-", 2)[0]: [name(row[f"{rank}_true"]) for rank in RANKS]
+        for row in table.iter_rows(named=True)
+    }
+    assert found == {
+        "Eristalis_tenax": ["Diptera", "Syrphidae", "Eristalis", "Eristalis tenax"],
+        "Volucella": ["Diptera", "Syrphidae", "?", None],
+        "Eristalis_bella": ["Diptera", None, None, "?"],
+        "Odonata": ["?", None, None, None],
+        "Diptera": ["Diptera", None, None, None],
+        "Pieris": ["Lepidoptera", None, "Pieris", None],  # its family is a placeholder
+    }
+    own = labelled(
+        metadata,
+        Images(images),
+        chosen.taxonomy,
+        experiment="large_insect_order",
+        roles=["validation"],
+        group="none",
+    )
+    assert own.table.equals(table)
+    assert (own.split_hash, own.group) == (chosen.split_hash, "none")
+    assert {reason: count for reason, count in own.left_out.items() if count} == {
+        "no name at any of the ranks order, family, genus, species": 1
+    }

@@ -1,6 +1,7 @@
 """`bioscan train` and `bioscan predict` as a user meets them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import polars as pl
 import pytest
 
 from bioscan.data.predictions import read_predictions
+from bioscan.learn import model_folder
+from bioscan.learn.calibration import Calibration
 
 Paint = Callable[..., tuple[Path, Path]]
 RunBioscan = Callable[..., tuple[int, str, str]]
@@ -53,7 +56,8 @@ def test_train_says_what_it_learned_and_where_the_model_is(
         "validation micro_top_1",
         "validation macro_top_1",
     ]
-    assert lines[6] == f"model: {tmp_path / 'run' / 'model'}"
+    assert re.fullmatch(r"temperature \d+\.\d{3} \(bioscan predict applies it\)", lines[6])
+    assert lines[7] == f"model: {tmp_path / 'run' / 'model'}"
 
 
 def test_train_as_json(paint: Paint, run_bioscan: RunBioscan, tmp_path: Path) -> None:
@@ -172,7 +176,7 @@ def test_one_model_of_two_ranks_trains_names_and_is_scored_at_each(
     )
     assert "| order | 2 | 22 | 4 |" in (run / "model/README.md").read_text()
     asked = ("predict", run, metadata, "--images", images, "-o", table, "--decode", "greedy", "--tau", 1)
-    status, out, err = run_bioscan(*asked)
+    status, out, err = run_bioscan(*asked, "--no-calibration")
     assert (status, err) == (0, "")
     assert out.startswith("17 of 17 specimens named\n")
     made = read_predictions(table)
@@ -190,11 +194,139 @@ def test_tau_on_top_of_a_fair_training_is_said(paint: Paint, run_bioscan: RunBio
     assert run_bioscan("train", metadata, images, "-o", tmp_path / "run", *flags)[0] == 0
     asked = ("predict", tmp_path / "run", metadata, "--images", images)
     assert run_bioscan(*asked, "-o", tmp_path / "p.csv")[2] == ""
-    status, _, err = run_bioscan(*asked, "-o", tmp_path / "q.csv", "--tau", "-1")
+    status, _, err = run_bioscan(*asked, "-o", tmp_path / "q.csv", "--tau", "-1", "--no-calibration")
     assert status == 0
     assert err == (
         "the model was made fair to rare taxa in training (loss logit_adjusted): --tau -1 is on top of that\n"
     )
+
+
+def with_records(run: Path, wrong: int) -> Path:
+    """The run's model, calibrated by 40 specimens of which so many got a wrong name, the surest of all."""
+    taxonomy = model_folder.load(run).taxonomy
+    rank, node = taxonomy.ranks[-1], int(taxonomy.leaves_L[0])
+    records = pl.DataFrame(
+        {
+            f"{rank}_true": [-1] * wrong + [node] * (40 - wrong),
+            f"{rank}_named": [node] * 40,
+            f"{rank}_probability": [0.9] * wrong + [0.1] * (40 - wrong),
+            f"{rank}_truth_probability": [0.0] * wrong + [0.1] * (40 - wrong),
+            f"{rank}_before": [0.0] * 40,
+            f"{rank}_place": [9] * wrong + [0] * (40 - wrong),
+        }
+    )
+    reliability = pl.DataFrame(
+        {
+            "taxon": [node],
+            "training": 10,
+            "checked": 40,
+            "precision": 0.95,
+            "recall": 1.0,
+            "confusions": "B 5 %",
+        }
+    )
+    info = {"first": {"n": 40}, "second": {"n": 40}, "ranks": {}, "warnings": []}
+    made = Calibration(1.5, None, 0.0, "leaf", info, records, reliability)
+    model_folder.recalibrated(run, run.parent / f"wrong{wrong}", made)
+    return run.parent / f"wrong{wrong}"
+
+
+PROMISE = (
+    "promises are for specimens like those of the calibration: collected, photographed and named in the same "
+    "way; and specimens that somebody could name are no random sample of all\n"
+)
+
+
+def test_predict_says_which_promise_holds(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images, run = trained
+    model = with_records(run, 2)  # of 40 records 0.1 * 41 - 1 = 3 may be wrong: every name is given
+    asked = ("predict", model, metadata, "--images", images, "--role", "test")
+    status, out, err = run_bioscan(*asked, "--max-error", 0.1, "-o", tmp_path / "p.parquet")
+    assert status == 0
+    assert out.splitlines() == [
+        "6 of 6 specimens named",
+        "assigned: order 6; no name is sure enough: 0",
+        "order: named 100 % of 40 checked specimens; wrong among all 5 % (promised: at most 10 %), "
+        "among the named 5 % (1.4–16.5 %)",
+        f"predictions: {tmp_path / 'p.parquet'}",
+    ]
+    status, out, _ = run_bioscan(
+        *asked, "--max-error", 0.1, "--promise", "answer", "-o", tmp_path / "a.parquet"
+    )
+    assert status == 0
+    assert out.splitlines()[2:4] == [
+        "order: named 100 % of 40 checked specimens; wrong among all 5 % (not promised), "
+        "among the named 5 % (1.4–16.5 %)",
+        "whole answers: named 100 % of 40 checked specimens; wrong among all 5 % (promised: at most 10 %), "
+        "among the named 5 % (1.4–16.5 %)",
+    ]
+    assert err == PROMISE
+    made = read_predictions(tmp_path / "p.parquet")
+    first = made.filter(pl.col("assigned_training") == 10)
+    assert first["assigned_confusions"].unique().to_list() in ([], ["B 5 %"])
+    model = with_records(run, 20)  # too many are wrong, at 0.9: above that 0 of 40 are named
+    asked = ("predict", model, metadata, "--images", images, "--role", "test")
+    status, out, _ = run_bioscan(*asked, "--max-error", 0.1, "-o", tmp_path / "q.parquet")
+    assert out.splitlines()[2] == (
+        "order: named 0 % of 40 checked specimens; wrong among all 0 % (promised: at most 10 %), "
+        "none is named"
+    )
+    status, out, _ = run_bioscan(*asked, "--max-error", 0.01, "-o", tmp_path / "r.parquet")
+    assert out.splitlines()[1:3] == [
+        "assigned: none; no name is sure enough: 6",
+        "order: not named: 40 records can be checked; an error of 0.01 takes 99 or more",
+    ]
+    status, out, _ = run_bioscan(*asked, "--max-error", 0.1, "--json", "-o", tmp_path / "s.parquet")
+    told = json.loads(out)
+    assert told["temperature"] == 1.5
+    assert told["back_off"]["ranks"][0]["wrong"] == 0
+
+
+def test_predict_says_which_taxa_are_precise_and_how_large_sets_are(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images, run = trained
+    asked = ("predict", with_records(run, 0), metadata, "--images", images, "--role", "test")
+    status, out, err = run_bioscan(
+        *asked, "--min-precision", 0.9, "--sets", "lac", "--coverage", 0.98, "-o", tmp_path / "p.csv"
+    )
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[2] == (
+        "order: 1 of 1 taxa can be named with a precision of 90 %; that names 100 % of 40 checked specimens; "
+        "right among these 100 % (91.2–100 %)"
+    )
+    # 40 records: a coverage of 0.98 takes 49, so every order is in every set
+    assert lines[3] == (
+        "sets (lac, order): 3.00 taxa on average, 0 empty; they hold the true one of 98 % of specimens with "
+        "a name at the rank (promised by 40 such calibration specimens)"
+    )
+    assert err == (
+        "sets: 40 calibration records are too few for coverage 0.98 (at least 49): every taxon is in "
+        "every set\nsets: 1 of 1 taxa have fewer than 49 calibration records: what coverage they have by "
+        "themselves cannot be promised\n" + PROMISE
+    )
+    assert read_predictions(tmp_path / "p.csv")["set_size"].to_list() == [3] * 6
+    status, out, _ = run_bioscan(*asked, "--min-precision", 0.99, "-o", tmp_path / "q.csv")
+    assert out.splitlines()[2] == (
+        "order: not named: of 1 taxa none was right so often, among enough specimens to tell"
+    )
+
+
+def test_predict_says_what_of_the_calibration_it_leaves_out(
+    trained: tuple[Path, Path, Path], run_bioscan: RunBioscan, tmp_path: Path
+) -> None:
+    metadata, images, run = trained
+    asked = ("predict", with_records(run, 0), metadata, "--images", images, "--role", "test", "--tau", 0.5)
+    status, _, err = run_bioscan(*asked, "-o", tmp_path / "p.csv")
+    assert status == 0
+    assert err == (
+        "the model's calibration is for tau 0, not 0.5: probabilities are not calibrated "
+        "(bioscan calibrate --tau 0.5 makes it anew)\n"
+    )
+    assert run_bioscan(*asked, "--no-calibration", "-o", tmp_path / "q.csv")[2] == ""
 
 
 def test_a_specimen_without_a_photograph_is_told_by_its_id(
@@ -245,6 +377,9 @@ def test_predict_lists_failures_and_exits_1(
         (["--decode", "gready"], "greedy"),
         (["--tau", "much"], "--tau"),
         (["--tau", "nan"], "tau is nan; it must be a number, such as 0 or 1"),
+        (["--sets", "lca"], "lac"),
+        (["--set-rank", "order"], "set_rank goes with sets"),
+        (["--max-error", "0.1"], "the model's calibration kept no records apart"),
     ],
 )
 def test_a_wrong_prediction_request_is_one_message_and_exit_2(
@@ -278,7 +413,8 @@ def test_the_real_photographs_train_and_are_named(
         *("--within", "Lepidoptera", "--rank", "species"),
     )
     assert status == 0
-    assert "20 taxa at rank species: 694 training, 94 validation specimens" in out
+    assert "20 taxa at rank species: 694 training, 40 validation specimens" in out
+    assert "kept from that for thresholds and sets: 54 validation specimens" in out
     status, out, _ = run_bioscan("predict", run, insects / "metadata.tsv", "--images", insects, "-o", table)
     assert status == 0
     assert out.startswith("306 of 306 specimens named")

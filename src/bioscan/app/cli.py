@@ -38,6 +38,7 @@ VERBS = {
     "embed": "Features of photographs, by any backbone.",
     "adapt": "A model for your own taxa from few photographs, in minutes.",
     "rebalance": "A trained model's head made fair to rare taxa.",
+    "calibrate": "Confidence that means something, on your records.",
     "experiments": "The paper's 72 runs: planned, run, resumed, submitted.",
     "predict": "Name the specimens of a catalogue or of photographs.",
     "evaluate": "Score predictions: top-k, macro, F1, average-k, intervals.",

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import polars as pl
@@ -17,8 +18,10 @@ from bioscan.data.metadata import FORMS, fingerprint, read_metadata, scan_metada
 from bioscan.data.predictions import PredictionsWriter
 from bioscan.errors import RequestError, unknown
 from bioscan.learn import model_folder
+from bioscan.learn.calibration import Calibration
 from bioscan.learn.device import choose_device, precision_name
-from bioscan.learn.prediction import Naming, predict_batches
+from bioscan.learn.prediction import Naming, Predicted, predict_batches
+from bioscan.learn.promises import Promise, TaxonSets, by_error, by_precision, reliability_by_node
 from bioscan.vocabulary import RANKS, ROLES
 
 _BLOCK_ROWS = 8_192
@@ -43,6 +46,13 @@ def predict(
     scores: bool | None = None,
     tau: float = 0.0,
     decode: str = "leaf",
+    calibration: bool = True,
+    max_error: float | None = None,
+    promise: Promise = "rank",
+    min_precision: float | None = None,
+    sets: str | None = None,
+    coverage: float = 0.9,
+    set_rank: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
     workers: int | None = None,
@@ -65,6 +75,16 @@ def predict(
             is on top of what the training did: with loss `logit_adjusted`, minus its tau undoes that.
         decode: From leaf probabilities to one answer: `leaf` (the most probable leaf taxon), `greedy` (the
             most probable child, from the root down) or `distance` (least expected distance in the tree).
+        calibration: Apply the model's calibration, where it has one: its temperature, and beside each
+            assigned taxon how reliable its name was. False: probabilities as the network gives them.
+        max_error: Assign the deepest rank at which the expected share of wrong names, over all specimens
+            alike the calibration records, is at most this (see `analysis.backoff`).
+        promise: What max_error is of: the names at each `rank` by itself, or each `answer` as a whole.
+        min_precision: Assign the deepest taxon whose name, with its probability, was right in at least this
+            share of the calibration records.
+        sets: Also give conformal prediction sets, by one of `conformal.METHODS`.
+        coverage: Share of the specimens whose set is to hold the true taxon.
+        set_rank: Rank of the taxa in the sets; None: the deepest of the model.
         batch_size: Images at a time.
         device: auto, cpu, cuda or mps.
         workers: Loader processes; None: by the number of cores.
@@ -74,11 +94,15 @@ def predict(
 
     Returns:
         `predictions` (path), `specimens`, `failed` (rows with an error), `first_failed` (up to ten of them),
+        `assigned` (rank -> specimens whose assigned taxon is of it; those without one are in `unassigned`),
         `balanced`: what in the model's training favoured rare taxa already (`loss`, `sampler` … -> name), on
-        top of which tau comes.
+        top of which tau comes; `temperature`; `back_off`: None, or `asked`, `value`, `promise`, `ranks`
+        and `answers` (see `BackOff.measured`); `sets`: None, or what was asked, `calibrated` on how many
+        records, `mean_size`, `empty` and `warnings`; `notes`: why the calibration was not applied as a whole.
 
     Raises:
-        RequestError, DataError: as the model folder, the metadata or the package tell.
+        RequestError, DataError: as the model folder, the metadata or the package tell; thresholds or sets are
+            asked for that the model has no calibration for.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -91,12 +115,30 @@ def predict(
         raise RequestError(f"tau is {tau}; it must be a number, such as 0 or 1")
     if decode not in DECODINGS:
         raise unknown("decoding", decode, DECODINGS)
+    if max_error is not None and min_precision is not None:
+        raise RequestError("max_error and min_precision are two ways to choose the assigned taxon; give one")
+    if promise not in get_args(Promise):
+        raise unknown("promise", promise, get_args(Promise))
+    if set_rank is not None and sets is None:
+        raise RequestError("set_rank goes with sets, the method that prediction sets are made by")
     if threads:
         torch.set_num_threads(threads)
     place = choose_device(device)
     loaded = model_folder.load(model, device=place)
     if tau and not loaded.target_counts_N.any():
         raise RequestError(f"{model}: how common its taxa were in training is not known; --tau needs that")
+    shown = _shown_with(loaded, tau) if calibration else None
+    wanted = {"--max-error": max_error, "--min-precision": min_precision, "--sets": sets}
+    needing = [flag for flag, asked in wanted.items() if asked is not None]
+    if needing and not calibration:
+        raise RequestError(f"{needing[0]} needs the model's calibration; leave out --no-calibration")
+    for flag in needing:
+        if shown is None or (shown.decode != decode and flag != "--sets"):
+            raise RequestError(_no_calibration(flag, model, loaded, tau, decode))
+    naming = _naming(loaded, shown, decode, max_error, promise, min_precision)
+    if shown and sets:
+        naming = replace(naming, sets=TaxonSets.of(loaded.taxonomy, shown, sets, coverage, set_rank))
+    temperature = shown.temperature if shown else 1.0
     source, output = Path(source), Path(output)
     is_catalogue = source.suffix in FORMS
     if is_catalogue:
@@ -119,8 +161,17 @@ def predict(
         ranks=list(loaded.taxonomy.ranks),
         tau=tau,
         decode=decode,
+        temperature=temperature,
+        rank_temperatures=shown.rank_temperatures if shown else None,
+        calibration=shown.fingerprint if shown else None,
+        calibration_cut=loaded.calibration.cut if loaded.calibration else None,
+        max_error=max_error,
+        promise=None if max_error is None else promise,
+        min_precision=min_precision,
+        sets={"method": sets, "coverage": coverage, "rank": naming.sets.rank} if naming.sets else None,
         model=loaded.info["backbone"],
         model_sha256=loaded.fingerprint,
+        weights_sha256=loaded.info["weights_sha256"],
         training=loaded.info.get("settings", {}),
         precision=precision_name("auto", place),
         source=source.name,
@@ -135,36 +186,101 @@ def predict(
     block = max(batch_size, min(_BLOCK_ROWS, _BLOCK_VALUES // taxonomy.num_leaves))
     with PredictionsWriter(
         output,
-        ranks=Naming.of(taxonomy).lineages.columns,
+        ranks=naming.lineages.columns,
         leaves=taxonomy.leaf_paths if keep_scores else None,
         record=record,
+        optional=naming.optional,
         overwrite=overwrite,
     ) as writer:
         done = writer.done
-        held: list[tuple[pl.DataFrame, Any]] = []
+        held: list[Predicted] = []
         for made in predict_batches(
             loaded,
             package,
             specimens.slice(done),
+            naming,
             tau=tau,
-            rule=decode,
+            temperature=temperature,
             batch_size=batch_size,
             workers=workers,
         ):
             held.append(made)
-            done += made[0].height
-            if sum(table.height for table, _ in held) >= block or done == specimens.height:
-                tables, probabilities = zip(*held, strict=True)
-                writer.write(pl.concat(tables), np.concatenate(probabilities) if keep_scores else None)
+            done += made.table.height
+            if sum(one.table.height for one in held) >= block or done == specimens.height:
+                tables, probabilities, energies = zip(*held, strict=True)
+                scored = (np.concatenate(probabilities), np.concatenate(energies)) if keep_scores else ()
+                writer.write(pl.concat(tables), *scored)
                 held = []
             if progress:
                 progress(done, specimens.height)
     return {
         "predictions": str(output),
         "specimens": specimens.height,
-        **_failures(output),
+        **_counted(output, naming),
         "balanced": _balanced(loaded),
+        "temperature": temperature,
+        "notes": _notes(loaded, tau, decode) if calibration else [],
     }
+
+
+def _shown_with(model: model_folder.Model, tau: float) -> Calibration | None:
+    """The model's calibration where its temperature is for what is shown: the same logit adjustment."""
+    kept = model.calibration
+    return kept if kept and kept.tau == tau else None
+
+
+def _naming(
+    model: model_folder.Model,
+    calibration: Calibration | None,
+    decode: str,
+    max_error: float | None,
+    promise: Promise,
+    min_precision: float | None,
+) -> Naming:
+    """Names, and what the calibration says of them where it is for those that are given."""
+    taxonomy, counts_N = model.taxonomy, model.target_counts_N
+    if calibration is None:
+        return Naming.of(taxonomy, decode)
+    naming = Naming.of(taxonomy, decode, rank_temperatures=calibration.rank_temperatures)
+    if calibration.decode != decode:
+        return naming
+    backoff = None
+    if max_error is not None:
+        backoff = by_error(taxonomy, calibration, counts_N, max_error, promise)
+    elif min_precision is not None:
+        backoff = by_precision(taxonomy, calibration, counts_N, min_precision)
+    return replace(naming, backoff=backoff, reliability=reliability_by_node(taxonomy, calibration))
+
+
+def _notes(model: model_folder.Model, tau: float, decode: str) -> list[str]:
+    """What of the model's calibration is not applied, and why."""
+    kept = model.calibration
+    if kept is None:
+        return []
+    if kept.tau != tau:
+        return [
+            f"the model's calibration is for tau {kept.tau:g}, not {tau:g}: probabilities are not calibrated "
+            f"(bioscan calibrate --tau {tau:g} makes it anew)"
+        ]
+    if kept.decode != decode and kept.reliability is not None:
+        return [
+            f"how reliable names are was measured for decode {kept.decode}, not {decode}, and is left out "
+            f"(bioscan calibrate --decode {decode} measures it anew)"
+        ]
+    return []
+
+
+def _no_calibration(flag: str, folder: Path | str, model: model_folder.Model, tau: float, decode: str) -> str:
+    """Why what a flag needs is not there, and the way out."""
+    kept = model.calibration
+    command = f"bioscan calibrate {folder} CATALOGUE --images PACKAGE"
+    if kept is None:
+        options = f" --tau {tau:g}" * (tau != 0) + f" --decode {decode}" * (decode != "leaf")
+        return f"{folder} has no calibration, which {flag} needs; make one: {command}{options}"
+    return (
+        f"the model's calibration is for tau {kept.tau:g} and decode {kept.decode}, and {flag} needs one for "
+        f"tau {tau:g} and decode {decode}; make it: {command} --tau {tau:g} --decode {decode} -o NEW"
+    )
 
 
 def _balanced(model: model_folder.Model) -> dict[str, str]:
@@ -211,13 +327,35 @@ def _of_catalogue(
     return frame.select("sampleid", "image_file").with_columns(rows), has_roles
 
 
-def _failures(output: Path) -> dict[str, Any]:
-    """How many rows have an error, and the first of them."""
-    table = (
-        pl.scan_parquet(output) if output.suffix == ".parquet" else pl.scan_csv(output, infer_schema=False)
-    )
+def _counted(output: Path, naming: Naming) -> dict[str, Any]:
+    """What the written table holds: failures, assigned ranks, sizes of sets; and what was promised."""
+    if output.suffix == ".parquet":
+        table = pl.scan_parquet(output)
+    else:
+        table = pl.scan_csv(output, infer_schema=False)
     bad = table.filter(pl.col("error").is_not_null()).select("sampleid", "image_file", "error")
-    return {
-        "failed": int(bad.select(pl.len()).collect().item()),
+    ranks = table.group_by("assigned_rank").len().collect()
+    assigned = dict(ranks.iter_rows())
+    failed = int(bad.select(pl.len()).collect().item())
+    told: dict[str, Any] = {
+        "failed": failed,
         "first_failed": bad.head(10).collect().to_dicts(),
+        "assigned": {rank: assigned[rank] for rank in RANKS if rank in assigned},
+        "unassigned": assigned.get(None, 0) - failed,
+        "back_off": None,
+        "sets": None,
     }
+    if naming.backoff:
+        rule = naming.backoff
+        told["back_off"] = {
+            "asked": rule.asked,
+            "value": rule.value,
+            "promise": rule.promise,
+            "ranks": rule.measured,
+            "answers": rule.answers,
+        }
+    if naming.sets:
+        size = pl.col("set_size").cast(pl.Int64)
+        sizes = table.select(mean_size=size.mean(), empty=(size == 0).sum()).collect()
+        told["sets"] = naming.sets.told() | sizes.row(0, named=True)
+    return told

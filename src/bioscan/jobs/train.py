@@ -2,11 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bioscan.config import record as record_of
@@ -14,7 +17,8 @@ from bioscan.data.images import Images
 from bioscan.data.metadata import fingerprint
 from bioscan.errors import RequestError
 from bioscan.files import writing
-from bioscan.learn import adapters, model_folder, models, run_folder, training
+from bioscan.learn import adapters, calibrating, model_folder, models, run_folder, training
+from bioscan.learn.calibration import Calibration
 from bioscan.learn.dataset import SpecimenDataset
 from bioscan.learn.device import choose_device, precision_name
 from bioscan.learn.distributed import Processes, has_batch_statistics, joined
@@ -37,7 +41,8 @@ def train(
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train a classifier on the training part of an experiment and keep the epoch that is best on its
-    validation part.
+    validation part, or, where there are enough groups of specimens to cut that in two, on the first part of
+    it: the second is for thresholds and prediction sets (see `learn.calibration`).
 
     Under torchrun, or as tasks of SLURM's srun, the processes train one network together; each calls this
     with the same arguments, and the run folder must be one for all.
@@ -56,10 +61,12 @@ def train(
 
     Returns:
         `model` (folder), `rank` (the deepest), `ranks`, `classes` (leaf taxa), `placeholders` (nodes that
-        fill gaps), `training`, `validation` (specimens), `coarse` (training specimens not named down to a
+        fill gaps), `training`, `validation` (specimens that the epoch was chosen by), `calibration`
+        (validation specimens that were kept from that), `coarse` (training specimens not named down to a
         leaf), `lifted` (specimens with a taxon above their own as target), `left_out` (reason -> count),
         `failed` images (`key`, `image_file`, `error`; also in failed.csv), `best_epoch`, `epochs`,
-        `validation_scores` of the best epoch, `history`.
+        `validation_scores` of the best epoch, `history`, `temperature` (None without validation specimens),
+        `warnings` (of the calibration).
 
     Raises:
         RequestError: an unknown name, an empty split, a run in the way.
@@ -116,8 +123,15 @@ def _train(
         ranks=settings.target_ranks,
         coarse="use" if settings.loss in COARSE_LOSSES else settings.coarse,
         within=settings.within,
+        group=settings.calibration_group,
     )
-    _refuse_too_little(chosen, settings)
+    second_X = calibrating.second_part(chosen.validation, settings.calibration_share)
+    kept = chosen.validation.table.filter(pl.Series(second_X))["key"]
+    parts = {
+        "train": chosen.of("train"),
+        "validation": chosen.of("validation").filter(~pl.col("key").is_in(kept.implode())),
+    }
+    _refuse_too_little(chosen, parts["validation"], settings)
     torch.manual_seed(settings.seed)
     head = {"kind": "cosine", "scale": settings.ldam_scale} if settings.loss == "ldam" else None
     network = models.create(
@@ -165,13 +179,13 @@ def _train(
     datasets = {
         role: SpecimenDataset(
             package,
-            chosen.of(role)["row"].to_numpy(),
-            chosen.of(role)["node"].to_numpy(),
+            table["row"].to_numpy(),
+            table["node"].to_numpy(),
             image_size=settings.image_size,
             crop_size=settings.crop_size,
             cache=cache,
         )
-        for role in ("train", "validation")
+        for role, table in parts.items()
     }
     result = training.fit(
         network,
@@ -189,22 +203,43 @@ def _train(
 
     def finish() -> dict[str, Any]:
         run = result.run
-        failed = _failed(chosen, {"train": run.failures, "validation": run.validation_failures})
-        with writing(output / "failed.csv", overwrite=True) as partial:
-            failed.write_csv(partial)
         best = run.history[run.best_epoch - 1]
         scores = {k.removeprefix("validation_"): v for k, v in best.items() if k.startswith("validation_")}
+        state = adapters.merge_lora(result.state)
+        told = {**record, "best_epoch": run.best_epoch, "validation": scores}
+        calibration: Calibration | None = None
+        unread: tuple[pl.DataFrame, dict[int, str]] = parts["validation"], {}
+        if len(datasets["validation"]):
+            model = model_folder.assembled(
+                state,
+                folder=output / "model",
+                backbone=settings.model,
+                taxonomy=chosen.taxonomy,
+                spec=spec,
+                info=told,
+                softmax=settings.softmax,
+                head=head,
+                target_counts_N=chosen.target_counts(),
+                device=device,
+            )
+            calibration, unread = _calibration(model, package, chosen, second_X, settings, record)
+        failed = _failed(
+            chosen, (parts["train"], run.failures), (parts["validation"], run.validation_failures), unread
+        )
+        with writing(output / "failed.csv", overwrite=True) as partial:
+            failed.write_csv(partial)
         model_folder.save(
             output / "model",
-            adapters.merge_lora(result.state),
+            state,
             backbone=settings.model,
             taxonomy=chosen.taxonomy,
             spec=spec,
-            record={**record, "best_epoch": run.best_epoch, "validation": scores},
+            record=told,
             history=run.history,
             softmax=settings.softmax,
             head=head,
             target_counts=chosen.target_counts(),
+            calibration=calibration,
             overwrite=True,
         )
         run_folder.tidy(output)
@@ -216,6 +251,7 @@ def _train(
             "placeholders": chosen.placeholders,
             "training": len(datasets["train"]),
             "validation": len(datasets["validation"]),
+            "calibration": kept.len(),
             "coarse": chosen.coarse("train"),
             "lifted": chosen.lifted,
             "left_out": chosen.left_out,
@@ -224,9 +260,43 @@ def _train(
             "epochs": len(run.history),
             "validation_scores": scores,
             "history": run.history,
+            "temperature": None if calibration is None else calibration.temperature,
+            "warnings": [] if calibration is None else calibration.info["warnings"],
         }
 
     return processes.by_first(finish)
+
+
+def _calibration(
+    model: model_folder.Model,
+    package: Images,
+    chosen: Specimens,
+    second_X: NDArray[np.bool_],
+    settings: TrainSettings,
+    record: Mapping[str, Any],
+) -> tuple[Calibration, tuple[pl.DataFrame, dict[int, str]]]:
+    """The calibration on the validation specimens; and of the second part those that cannot be read."""
+    known_X = (chosen.validation.table["node"] > 0).to_numpy()
+    used_X = second_X | known_X  # the temperature has no use for other taxa than the model's
+    labelled = replace(chosen.validation, table=chosen.validation.table.filter(pl.Series(used_X)))
+    second_X = second_X[used_X]
+    with calibrating.outputs_of(
+        model,
+        package,
+        labelled.table["row"].to_numpy(),
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+    ) as outputs:
+        told = {
+            "experiment": settings.experiment,
+            "roles": ["validation"],
+            "share": settings.calibration_share,
+            "seed": calibrating.SEED,
+            "data_fingerprint": record["data_fingerprint"],
+        }
+        made = calibrating.calibrate(outputs, labelled, second_X, info=told)
+    unread = {number: reason for number, reason in outputs.failures.items() if second_X[number]}
+    return made, (labelled.table, unread)
 
 
 def _advice(network: nn.Module, device: torch.device, processes: Processes) -> str | None:
@@ -242,26 +312,29 @@ def _advice(network: nn.Module, device: torch.device, processes: Processes) -> s
     )
 
 
-def _refuse_too_little(chosen: Specimens, settings: TrainSettings) -> None:
+def _refuse_too_little(chosen: Specimens, validation: pl.DataFrame, settings: TrainSettings) -> None:
     """A classifier needs two classes, batch norm two specimens, the criterion a validation part."""
     if chosen.taxonomy.num_leaves < 2:
         raise RequestError(
             f"all training specimens are {chosen.taxonomy.name(int(chosen.taxonomy.leaves_L[0]))}: there is "
             f"nothing to tell apart at rank {settings.target_ranks[-1]}; choose a lower --rank"
         )
-    if chosen.of("validation").is_empty() and settings.criterion != "last":
+    if validation.is_empty() and settings.criterion != "last":
         raise RequestError(
             f"{settings.experiment} has no validation specimens to choose an epoch by; "
             "pass --criterion last to keep the last epoch"
         )
 
 
-def _failed(chosen: Specimens, failures: Mapping[str, Mapping[int, str]]) -> pl.DataFrame:
-    """Images that are absent or cannot be read: columns `key`, `image_file`, `error`."""
+def _failed(chosen: Specimens, *parts: tuple[pl.DataFrame, Mapping[int, str]]) -> pl.DataFrame:
+    """Images that are absent or cannot be read: columns `key`, `image_file`, `error`.
+
+    Each part is a table of specimens, and why some of its rows cannot be read.
+    """
     columns = ("key", "image_file", "error")
     tables = [chosen.not_in_package.with_columns(pl.lit(NOT_IN_PACKAGE).alias("error")).select(columns)]
-    for role, reasons in failures.items():
+    for specimens, reasons in parts:
         rows = sorted(reasons)
         errors = pl.Series("error", [reasons[row] for row in rows], pl.String)
-        tables.append(chosen.of(role)[rows].with_columns(errors).select(columns))
+        tables.append(specimens[rows].with_columns(errors).select(columns))
     return pl.concat(tables)

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,9 @@ from bioscan.analysis.hierarchy import leaf_prior
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.errors import DataError, RequestError, unknown
 from bioscan.files import sha256, writing_folder
+from bioscan.learn import calibration as calibrations
 from bioscan.learn import models
+from bioscan.learn.calibration import Calibration
 from bioscan.learn.dataset import ImageSpec
 from bioscan.learn.losses import Softmax, leaf_logits, outputs_of
 from bioscan.learn.sampling import Sampler, expected_counts
@@ -48,6 +51,8 @@ class Model:
     """`flat`: the network gives leaf logits; `conditional`: logits of each node among its siblings."""
     target_counts_N: NDArray[np.int64]
     """Training specimens whose deepest known taxon is the node."""
+    calibration: Calibration | None = None
+    """What its probabilities are worth, where that was measured."""
 
     @cached_property
     def log_prior_L(self) -> NDArray[np.float64]:
@@ -84,6 +89,7 @@ def save(
     softmax: Softmax = "flat",
     head: Mapping[str, Any] | None = None,
     target_counts: ArrayLike | None = None,
+    calibration: Calibration | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model folder, whole or not at all.
@@ -101,6 +107,7 @@ def save(
         head: What `heads.replace_head` makes the network's head from; None: a linear one.
         target_counts: Per node of the taxonomy the specimens trained on whose deepest known taxon it is;
             None: those that the taxonomy was built from.
+        calibration: What its probabilities are worth.
         overwrite: Replace a folder.
     """
     if softmax not in get_args(Softmax):
@@ -123,11 +130,35 @@ def save(
             "head": None if head is None else dict(head),
             "target_counts": counts_N.tolist(),
             "taxonomy": taxonomy.to_dict(),
+            "calibration": None if calibration is None else calibration.write(partial),
         }
-        info["content_sha256"] = content_sha256(info)
-        (partial / "model.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
         write_history(partial / "history.csv", history)
-        (partial / "README.md").write_text(_card(info, taxonomy), encoding="utf-8")
+        _tell(partial, info, taxonomy)
+
+
+def recalibrated(
+    folder: Path | str, target: Path, calibration: Calibration, *, overwrite: bool = False
+) -> None:
+    """A model folder with another calibration and all else as it is; `target` may be the folder itself.
+
+    Raises:
+        RequestError: as `files.writing_folder`.
+    """
+    folder = place_of(folder)
+    info = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    with writing_folder(target, overwrite=overwrite, mark="model.json") as partial:
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in (calibrations.RECORDS, calibrations.RELIABILITY):
+                shutil.copyfile(path, partial / path.name)
+        info["calibration"] = calibration.write(partial)
+        _tell(partial, info, Taxonomy.from_dict(info["taxonomy"]))
+
+
+def _tell(folder: Path, info: dict[str, Any], taxonomy: Taxonomy) -> None:
+    """Write model.json and the model card."""
+    info["content_sha256"] = content_sha256(info)
+    (folder / "model.json").write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "README.md").write_text(_card(info, taxonomy), encoding="utf-8")
 
 
 def load(folder: Path | str, *, device: str | torch.device = "cpu") -> Model:
@@ -140,9 +171,7 @@ def load(folder: Path | str, *, device: str | torch.device = "cpu") -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load as load_bytes
 
-    folder = Path(folder)
-    if (folder / "model" / "model.json").is_file():  # a run folder: its model
-        folder = folder / "model"
+    folder = place_of(folder)
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise RequestError(
@@ -170,23 +199,69 @@ def load(folder: Path | str, *, device: str | torch.device = "cpu") -> Model:
         counts_N = np.array(info.get("target_counts", _own_counts(taxonomy)), np.int64)
         if counts_N.shape != (taxonomy.num_nodes,):
             raise ValueError(f"{taxonomy.num_nodes} target counts expected, one per node")
-    except (KeyError, TypeError, ValueError) as error:
+        calibration = calibrations.read(folder, info.get("calibration"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{folder / 'model.json'}: cannot be read ({error})") from None
     weights = (folder / "model.safetensors").read_bytes()
     if hashlib.sha256(weights).hexdigest() != info.get("weights_sha256"):
         raise DataError(
             f"{folder / 'model.safetensors'}: not the weights that model.json names (SHA-256 differs)"
         )
+    try:
+        state = load_bytes(weights)
+    except SafetensorError as error:
+        raise DataError(f"{folder / 'model.safetensors'}: cannot be read ({error})") from None
+    return assembled(
+        state,
+        folder=folder,
+        backbone=backbone,
+        taxonomy=taxonomy,
+        spec=spec,
+        info=info,
+        softmax=softmax,
+        head=head,
+        target_counts_N=counts_N,
+        calibration=calibration,
+        device=device,
+    )
+
+
+def assembled(
+    state: Mapping[str, Tensor],
+    *,
+    folder: Path,
+    backbone: str,
+    taxonomy: Taxonomy,
+    spec: ImageSpec,
+    info: dict[str, Any],
+    softmax: Softmax,
+    head: Mapping[str, Any] | None,
+    target_counts_N: NDArray[np.int64],
+    calibration: Calibration | None = None,
+    device: str | torch.device = "cpu",
+) -> Model:
+    """A model from its parts, in evaluation mode; those of `save`, and where they lie or will lie.
+
+    Raises:
+        DataError: the weights do not fit.
+    """
     outputs = outputs_of(taxonomy, softmax)
     network = models.create(backbone, outputs=outputs, crop_size=spec.crop_size, head=head)
     try:
-        network.load_state_dict(load_bytes(weights))
-    except (RuntimeError, SafetensorError) as error:
+        network.load_state_dict(state)
+    except RuntimeError as error:
         raise DataError(
             f"{folder}: the weights do not fit {backbone} ({str(error).splitlines()[0]})"
         ) from None
     network = network.to(device).eval()
-    return Model(network, taxonomy, spec, info, info["content_sha256"], softmax, counts_N)
+    fingerprint = info.get("content_sha256", "")
+    return Model(network, taxonomy, spec, info, fingerprint, softmax, target_counts_N, calibration)
+
+
+def place_of(folder: Path | str) -> Path:
+    """The folder of the model itself where a run folder is named."""
+    folder = Path(folder)
+    return folder / "model" if (folder / "model" / "model.json").is_file() else folder
 
 
 def _own_counts(taxonomy: Taxonomy) -> NDArray[np.int64]:
@@ -247,6 +322,10 @@ picture, also to what is none of them.
 
 {scores or "none: there were no validation specimens"}
 
+## Confidence
+
+{_confidence(info.get("calibration"))}
+
 ## Training specimens
 
 {_ranks_table(info, taxonomy) if several else ""}{_taxa_table(taxonomy)}
@@ -255,6 +334,36 @@ picture, also to what is none of them.
 
 {hashes}Licences of the images as the metadata states them: {licences}.
 """
+
+
+def _confidence(told: Mapping[str, Any] | None) -> str:
+    """What a model.json says of the calibration, in words."""
+    if told is None:
+        return (
+            "Not calibrated: probabilities are as the network gives them. `bioscan calibrate` changes that."
+        )
+    first, second = told["first"], told["second"]
+    kept = (
+        f"{second['n']:,} others were kept for thresholds and prediction sets (`calibration.parquet`), and "
+        "for how reliable each taxon's name was (`reliability.parquet`)"
+        if told["files"]
+        else "none were kept for thresholds and prediction sets"
+    )
+    rows = [
+        f"| {rank} | {row['n']:,} | {_number(row['nll_after'])} | {_number(row['ece_after'])} |"
+        for rank, row in told["ranks"].items()
+    ]
+    notes = "".join(f"\n- {warning}" for warning in told["warnings"])
+    header = "| rank | specimens | NLL | ECE |\n| --- | --- | --- | --- |\n"
+    return (
+        f"Temperature {told['temperature']:.4g} for tau {told['tau']:g} and decoding {told['decode']}, from "
+        f"{first['n']:,} labelled specimens; {kept}. What is promised holds for specimens like these.\n\n"
+        f"{header}" + "\n".join(rows) + ("\n" + notes if notes else "")
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _method(info: Mapping[str, Any]) -> str:

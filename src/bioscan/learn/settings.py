@@ -88,6 +88,14 @@ class TrainSettings:
         "Which epoch's model is kept: the first that is best on validation by this (with several ranks, in "
         "their mean), or the last.",
     )
+    calibration_share: float = setting(
+        0.5,
+        "Share of the validation specimens, in whole groups, kept from the choice of the epoch: thresholds "
+        "and prediction sets come from them; 0: none.",
+    )
+    calibration_group: str = setting(
+        "auto", "What is kept together in that: plate, bin, a column, none; auto: plate, else bin."
+    )
     patience: int | None = setting(
         None, "Stop after so many epochs without a better criterion; none or 0: never."
     )
@@ -173,6 +181,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "warmup": (0, _ANY),
     "focal_gamma": (0, _ANY),
     "label_smoothing": (0, 1),
+    "calibration_share": (0, 0.9),
     "patience": (0, _ANY),
     "workers": (0, _ANY),
     "threads": (1, _ANY),
@@ -202,6 +211,7 @@ RECIPES: Final[dict[str, dict[str, Any]]] = {
         "steps": (20, 25),
         "loss": "cross_entropy",
         "criterion": "micro_top_1",
+        "calibration_share": 0.0,
         "amp": "off",
         "channels_last": False,
     },

@@ -1,6 +1,6 @@
 """Which specimens of a catalogue a network learns from and is measured on, and as what."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +9,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bioscan.analysis.groups import groups_of
+from bioscan.analysis.hierarchy import lineages
+from bioscan.analysis.reliability import UNKNOWN
 from bioscan.analysis.splits import split_hash
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.analysis.taxonomy import within as rows_within
@@ -22,6 +25,26 @@ NOT_IN_PACKAGE = "not in the package"
 Coarse = Literal["use", "refuse", "drop"]
 """What becomes of training specimens that are named to a higher taxon only, not down to a leaf of the tree.
 """
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Specimens with an image and a name at one of a model's ranks, be it of a taxon that the model does not
+    know: what its confidence is measured on.
+    """
+
+    table: pl.DataFrame
+    """Columns `key`, `image_file`, `role` (null: none), `row` and `node` as in `Specimens.table`, but that
+    `node` is 0 or less where the tree has none of a specimen's taxa; `group`, and for each rank of the tree
+    `<rank>_true` as in `Calibration.records`."""
+    group: str
+    """What the groups are; see `analysis.groups.groups_of`."""
+    not_in_package: pl.DataFrame
+    """As in `Specimens`."""
+    left_out: dict[str, int]
+    """Reason -> specimens, for the reasons that occur."""
+    split_hash: str | None
+    """Of the experiment's whole column, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,9 @@ class Specimens:
     split_hash: str
     """Of the experiment's whole column."""
     licences: list[str]
+    validation: Labelled
+    """The validation specimens with their groups, also those none of whose taxa is in the tree; where they
+    are wanted."""
 
     def of(self, role: str) -> pl.DataFrame:
         """The rows of a role."""
@@ -67,6 +93,7 @@ def select(
     coarse: Coarse = "use",
     within: str | None = None,
     roles: Sequence[str] = ("train", "validation"),
+    group: str = "none",
 ) -> Specimens:
     """The specimens of an experiment, numbered by the taxa of its training part.
 
@@ -79,6 +106,7 @@ def select(
             them, or drop and count. The taxonomy is the same whichever it is.
         within: Only those below this taxon.
         roles: Whose specimens are wanted; those of `train` always give the taxonomy.
+        group: What validation specimens are grouped by; see `groups.groups_of`.
 
     Raises:
         RequestError: an unknown name; no training specimen, or none with an image in the package; specimens
@@ -87,18 +115,14 @@ def select(
     for role in roles:
         if role not in ROLES:
             raise unknown("role", role, ROLES)
-    frame = _read(catalogue, experiment, ranks)
+    frame = _read(catalogue, ranks, experiment=experiment, group=group)
     key = key_of(frame.columns)
     digest = split_hash(frame[key], frame[experiment])
     if within:
         frame = rows_within(frame, within)
     frame = frame.filter(pl.col(experiment).is_in({"train", *roles}))
-    at_ranks = f"rank {ranks[0]}" if len(ranks) == 1 else f"any of the ranks {', '.join(ranks)}"
-    named = pl.any_horizontal(pl.col(rank).is_not_null() for rank in ranks)
-    left_out = {f"no name at {at_ranks}": frame.filter(~named).height}
-    frame = frame.filter(named)
-    left_out["no image_file"] = frame["image_file"].null_count()
-    frame = frame.filter(pl.col("image_file").is_not_null())
+    at_ranks = _at(ranks)
+    frame, left_out = _named_with_image(frame, ranks)
     if frame.filter(pl.col(experiment) == "train").is_empty():
         place = f" within {within}" if within else ""
         raise RequestError(
@@ -108,12 +132,7 @@ def select(
     licences: list[str] = []
     if "copyright_license" in frame.columns:
         licences = frame["copyright_license"].drop_nulls().unique().sort().to_list()
-    parts = frame["chunk_number"] if "chunk_number" in frame.columns else None
-    frame = frame.with_columns(
-        pl.col(key).alias("key"),
-        pl.col(experiment).alias("role"),
-        pl.Series("row", images.find(frame["image_file"], parts)),
-    )
+    frame = _found(frame.with_columns(pl.col(key).alias("key"), pl.col(experiment).alias("role")), images)
     absent = frame.filter(pl.col("row") < 0).select("key", "image_file", "role")
     frame = frame.filter(pl.col("row") >= 0)
     training = frame.filter(pl.col("role") == "train")
@@ -134,6 +153,8 @@ def select(
         pl.Series("lifted", lifted),
         pl.Series("leaf", _is_leaf(taxonomy)[nodes]),
     )
+    table, group = _grouped(frame.filter(pl.col("role") == "validation"), taxonomy, group)
+    validation = Labelled(table, group, absent.filter(pl.col("role") == "validation"), {}, digest)
     unnamed = pl.col("node") <= 0
     trained = pl.col("role") == "train"
     left_out["a taxon without training specimens"] = frame.filter(unnamed & ~trained).height
@@ -156,7 +177,96 @@ def select(
         int(frame["lifted"].sum()),
         digest,
         licences,
+        validation,
     )
+
+
+def labelled(
+    catalogue: Path | str | pl.DataFrame,
+    images: Images,
+    taxonomy: Taxonomy,
+    *,
+    experiment: str | None = None,
+    roles: Collection[str] = (),
+    within: str | None = None,
+    group: str = "auto",
+) -> Labelled:
+    """The labelled specimens of a catalogue, numbered by the taxa of a model.
+
+    Args:
+        catalogue: Catalogue, TSV or table.
+        images: The package; images are found by `image_file` and `chunk_number`.
+        taxonomy: Of the model.
+        experiment: Split column; None: specimens have no roles.
+        roles: Whose specimens; empty: every row.
+        within: Only those below this taxon.
+        group: What they are grouped by; see `groups.groups_of`.
+
+    Raises:
+        RequestError: an unknown name; no specimen with a role, a name and an image in the package.
+    """
+    for role in roles:
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+    frame = _read(catalogue, taxonomy.ranks, experiment=experiment, group=group, any_rank=True)
+    key = key_of(frame.columns)
+    digest = None if experiment is None else split_hash(frame[key], frame[experiment])
+    if within:
+        frame = rows_within(frame, within)
+    role_of = pl.lit(None, pl.String) if experiment is None else pl.col(experiment)
+    frame = frame.with_columns(pl.col(key).alias("key"), role_of.alias("role"))
+    if roles:
+        frame = frame.filter(pl.col("role").is_in(list(roles)))
+    frame, left_out = _named_with_image(frame, [rank for rank in taxonomy.ranks if rank in frame.columns])
+    if frame.is_empty():
+        having = f"role {' or '.join(roles)} in {experiment}, " if roles else ""
+        place = f" within {within}" if within else ""
+        raise RequestError(
+            f"{_where(catalogue)} has no specimens with {having}an image and a name at "
+            f"{_at(taxonomy.ranks)}{place}"
+        )
+    frame = _found(frame, images)
+    absent = frame.filter(pl.col("row") < 0).select("key", "image_file", "role")
+    frame = frame.filter(pl.col("row") >= 0)
+    if frame.is_empty():
+        raise RequestError(f"none of the specimens has its image in {images.path}; is it the right package?")
+    nodes, _ = _targets(taxonomy, frame)
+    table, group = _grouped(frame.with_columns(pl.Series("node", nodes, pl.Int64)), taxonomy, group)
+    return Labelled(table, group, absent, left_out, digest)
+
+
+def _named_with_image(frame: pl.DataFrame, ranks: Sequence[str]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows that have a name at one of the ranks and an image file; and how many have not, by reason."""
+    named = pl.any_horizontal(pl.col(rank).is_not_null() for rank in ranks)
+    left_out = {f"no name at {_at(ranks)}": frame.filter(~named).height}
+    frame = frame.filter(named)
+    left_out["no image_file"] = frame["image_file"].null_count()
+    return frame.filter(pl.col("image_file").is_not_null()), left_out
+
+
+def _at(ranks: Sequence[str]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"any of the ranks {', '.join(ranks)}"
+
+
+def _found(frame: pl.DataFrame, images: Images) -> pl.DataFrame:
+    """With the row of each image in the package, -1 where it lacks it."""
+    parts = frame["chunk_number"] if "chunk_number" in frame.columns else None
+    return frame.with_columns(pl.Series("row", images.find(frame["image_file"], parts)))
+
+
+def _grouped(frame: pl.DataFrame, taxonomy: Taxonomy, by: str) -> tuple[pl.DataFrame, str]:
+    """The table of `Labelled`, and what its groups are."""
+    groups, by = groups_of(frame, by)
+    nodes_N = frame["node"].to_numpy()
+    columns = []
+    for rank, taxon_N in zip(taxonomy.ranks, lineages(taxonomy, nodes_N), strict=True):
+        named_N = np.zeros(frame.height, bool)
+        if rank in frame.columns:
+            named_N = frame[rank].is_not_null().to_numpy()
+        true_N = np.where(taxon_N >= 0, taxon_N, UNKNOWN)
+        absent = pl.Series((taxon_N < 0) & ~named_N, dtype=pl.Boolean)
+        columns.append(pl.Series(f"{rank}_true", true_N, pl.Int32).set(absent, None))
+    return frame.select("key", "image_file", "role", "row", "node", groups.alias("group"), *columns), by
 
 
 def _is_leaf(taxonomy: Taxonomy) -> NDArray[np.bool_]:
@@ -195,19 +305,41 @@ def _refuse_coarse(rows: pl.DataFrame, training: int, coarse: Coarse) -> None:
         )
 
 
-def _read(catalogue: Path | str | pl.DataFrame, experiment: str, ranks: Sequence[str]) -> pl.DataFrame:
-    """The columns that are needed, of every row."""
+def _where(catalogue: Path | str | pl.DataFrame) -> str:
+    return "the table" if isinstance(catalogue, pl.DataFrame) else str(catalogue)
+
+
+def _read(
+    catalogue: Path | str | pl.DataFrame,
+    ranks: Sequence[str],
+    *,
+    experiment: str | None,
+    group: str,
+    any_rank: bool = False,
+) -> pl.DataFrame:
+    """The columns that are needed, of every row.
+
+    Args:
+        catalogue: Catalogue, TSV or table.
+        ranks: That it must have.
+        experiment: Split column.
+        group: As `groups.groups_of` takes it.
+        any_rank: One of the ranks is enough.
+    """
     for rank in ranks:
         if rank not in RANKS:
             raise unknown("rank", rank, RANKS)
     if isinstance(catalogue, pl.DataFrame):
-        where, known = "the table", catalogue.columns
+        known = catalogue.columns
     else:
-        where, known = str(catalogue), scan_metadata(catalogue).collect_schema().names()
-    for column in (experiment, *ranks, "image_file"):
+        known = scan_metadata(catalogue).collect_schema().names()
+    needed = [rank for rank in ranks if not any_rank or rank in known] or list(ranks[-1:])
+    if experiment is not None:
+        needed.insert(0, experiment)
+    for column in (*needed, "image_file"):
         if column not in known:
-            raise RequestError(f"{where} has no column '{column}'{near(column, known)}")
-    wanted = {"sampleid", "image_file", "chunk_number", "copyright_license", experiment, *RANKS}
+            raise RequestError(f"{_where(catalogue)} has no column '{column}'{near(column, known)}")
+    wanted = {"sampleid", "image_file", "chunk_number", "copyright_license", experiment, group, "uri", *RANKS}
     columns = [c for c in known if c in wanted]
     if isinstance(catalogue, pl.DataFrame):
         return catalogue.select(columns)

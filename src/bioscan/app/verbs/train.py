@@ -92,6 +92,12 @@ def _in_words(result: dict[str, Any], settings: TrainSettings) -> str:
         lines.append(f"{result['lifted']:,} specimens of taxa without training specimens count higher up")
     lines += [f"left out: {count:,} with {reason}" for reason, count in result["left_out"].items()]
     lines.append(f"kept epoch {result['best_epoch']} of {result['epochs']} (by {settings.criterion})")
+    if result["calibration"]:
+        lines.append(
+            f"kept from that for thresholds and sets: {result['calibration']:,} validation specimens"
+        )
     scores = result["validation_scores"].items()
     lines += [f"validation {name}: {value:.4f}" for name, value in scores if value is not None]
+    if result["temperature"] is not None:
+        lines.append(f"temperature {result['temperature']:.3f} (bioscan predict applies it)")
     return "\n".join([*lines, f"model: {result['model']}"])
