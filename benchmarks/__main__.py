@@ -26,6 +26,7 @@ NAMES = (
     "losses",
     "long_tail",
     "adapt",
+    "promises",
     "evaluation",
 )
 COLUMNS = ("work", "size", "value", "unit", "floor", "ratio", "bound", "peak_mb")

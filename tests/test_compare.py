@@ -8,12 +8,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import recall_score
 
 from bioscan.analysis import published
 from bioscan.analysis.published import FIGURES, PER_CLASS, TEST_SIZES, figures_of
 from bioscan.errors import DataError, RequestError
-from bioscan.jobs.compare import Comparison, compare
+from bioscan.jobs.compare import EVERY_PAIR, Comparison, compare
 from bioscan.jobs.evaluate import evaluate
 from bioscan.vocabulary import EXPERIMENTS
 
@@ -57,6 +58,7 @@ def write_run(
     (folder / "model").mkdir(parents=True)
     (folder / "model/model.json").write_text(json.dumps({"settings": settings, "content_sha256": "abc"}))
     (folder / "evaluation.json").write_text(json.dumps(evaluation, default=lambda frame: frame.to_dicts()))
+    answers(wrong, rank).write_parquet(folder / "predictions.parquet")
     return folder
 
 
@@ -113,6 +115,17 @@ def test_one_run_has_no_deviation(six: Path) -> None:
     assert found.runs["run"].to_list() == ["focal_2"]
 
 
+def test_one_run_has_the_interval_of_its_evaluation_and_several_have_none(
+    six: Path, run_bioscan: Bioscan
+) -> None:
+    made = json.loads((six / "focal_2/evaluation.json").read_text())["metrics"]["f1"]["macro"]
+    one = score(compare([six / "focal_2"]), "f1", "macro")
+    assert (one["low"], one["high"]) == (made["low"], made["high"])
+    assert score(compare([six]), "f1", "macro", loss="focal")["low"] is None
+    # Wilson's interval of 7 of 10
+    assert "0.7000 (0.3968–0.8922)" in run_bioscan("compare", six / "focal_2")[1]
+
+
 def test_a_metric_that_some_runs_lack_is_the_mean_of_the_others_and_says_so(
     six: Path, run_bioscan: Bioscan
 ) -> None:
@@ -155,6 +168,23 @@ def test_predictions_made_in_another_way_are_another_variant(tmp_path: Path, tol
     (name,) = told
     variants = {f"predicted with {name}={plain[name]}", f"predicted with {name}={told[name]}"}
     assert {*found.runs["variant"]} == variants
+
+
+@pytest.mark.parametrize("known", ["settings", "record"])
+def test_a_model_of_several_ranks_repeats_none_of_one_rank(tmp_path: Path, known: str) -> None:
+    for name, ranks in (("flat", ["order"]), ("tree", ["order", "family"])):
+        told: dict[str, Any] = {"record": {"ranks": ranks}} if known == "record" else {"ranks": ranks}
+        write_run(tmp_path / name, 1, model="m", loss="focal", seed=1, **told)
+    assert {*compare([tmp_path]).runs["variant"]} == {"ranks=order", "ranks=order,family"}
+
+
+def test_the_settings_of_a_model_that_was_calibrated_anew_are_still_its_own(tmp_path: Path) -> None:
+    record = {"model_sha256": "before", "weights_sha256": "same"}
+    run = write_run(tmp_path / "a", 1, model="m", loss="focal", seed=1, record=record)
+    place = run / "model/model.json"
+    for weights, loss in (("same", "focal"), ("other", None)):
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"weights_sha256": weights}))
+        assert compare([run]).runs["loss"].to_list() == [loss]
 
 
 def test_runs_whose_settings_nobody_knows_are_never_averaged(tmp_path: Path) -> None:
@@ -264,7 +294,9 @@ def test_published_recalls_stand_beside_ours_and_other_data_is_told(six: Path) -
     assert found.published == figures_of(EXPERIMENT)
     assert found.notes == [
         "large_insect_order at rank order: the published figures are of 225,660 test specimens, ours of 10: "
-        "they say nothing about one another"
+        "they say nothing about one another",
+        "no paired tests: they need the answers of single specimens, from predictions (or run folders that "
+        "hold them) and --catalogue",
     ]
 
 
@@ -290,6 +322,17 @@ def test_nothing_published_stands_beside_another_task(tmp_path: Path, change: di
     assert found.published == ()
     assert found.per_class["published"].null_count() == 3
     assert found.notes == []
+
+
+def test_published_orders_do_not_stand_beside_families_in_the_text(
+    tmp_path: Path, run_bioscan: Bioscan
+) -> None:
+    one = json.loads((write_run(tmp_path / "a", 1, model="m", seed=1) / "evaluation.json").read_text())
+    both = {"ranks": {"order": one, "family": {**one, "rank": "family"}}}
+    (tmp_path / "a/evaluation.json").write_text(json.dumps(both))
+    orders, families = run_bioscan("compare", tmp_path)[1].split("rank family")
+    assert "published" in orders
+    assert not [line for line in families.splitlines() if line.startswith("published")]
 
 
 def test_families_of_the_order_that_the_experiment_implies_are_the_papers_task(tmp_path: Path) -> None:
@@ -323,7 +366,6 @@ def test_predictions_are_evaluated_with_a_catalogue(tmp_path: Path) -> None:
 def test_a_run_folder_that_is_predicted_but_not_evaluated_needs_a_catalogue(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs/a", 1, model="m", loss="focal", seed=1)
     (run / "evaluation.json").unlink()
-    answers(2).write_parquet(run / "predictions.parquet")
     catalogue().write_csv(tmp_path / "catalogue.csv")
     with pytest.raises(RequestError, match=r"no evaluation in .*runs \(unfinished runs: 1\)"):
         compare([tmp_path / "runs"])
@@ -362,6 +404,153 @@ def test_a_folder_without_runs_and_a_name_that_is_not_there_are_refused(tmp_path
         compare([tmp_path / "none"])
 
 
+# -- pairs of runs, specimen by specimen
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    place = tmp_path / "catalogue.csv"
+    catalogue().write_csv(place)
+    return place
+
+
+def predict(place: Path, wrong: int) -> Path:
+    answers(wrong).write_csv(place)
+    return place
+
+
+def test_two_predictions_are_compared_on_the_same_specimens_by_hand(tmp_path: Path, truth: Path) -> None:
+    files = [predict(tmp_path / f"{name}.csv", wrong) for name, wrong in (("a", 1), ("b", 4))]
+    found = compare(files, catalogue=truth, experiment=EXPERIMENT)
+    (row,) = found.pairs.to_dicts()
+    assert (row["experiment"], row["role"], row["rank"]) == (EXPERIMENT, "test", "order")
+    assert (row["a"], row["b"], row["runs_a"], row["runs_b"], row["n"]) == ("a", "b", 1, 1, 10)
+    assert (row["micro_a"], row["micro_b"]) == (0.9, 0.6)
+    assert row["micro"] == pytest.approx(0.3)
+    # the errors are among six Diptera: recall 5/6 against 2/6, the two other orders are all right
+    assert row["macro"] == pytest.approx((5 / 6 - 2 / 6) / 3)
+    assert row["macro_a"] - row["macro_b"] == pytest.approx(row["macro"])
+    # three Diptera differ, so the difference of a resample is k/10, k binomial of 6 and 3/6: 1 to 5
+    assert (row["micro_low"], row["micro_high"]) == pytest.approx((0.1, 0.5))
+    assert (row["macro_low"], row["macro_high"]) == pytest.approx((1 / 18, 5 / 18))
+    assert (row["only_a"], row["only_b"]) == (3, 0)
+    assert row["p"] == row["p_holm"] == pytest.approx(binomtest(3, 3).pvalue)
+
+
+def test_the_answers_of_evaluated_runs_come_from_their_predictions(six: Path, truth: Path) -> None:
+    found = compare([six / "focal_1", six / "cross_entropy_1"], catalogue=truth)
+    (row,) = found.pairs.to_dicts()
+    assert (row["a"], row["b"]) == ("cross_entropy", "focal")
+    assert (row["only_a"], row["only_b"], row["p"]) == (2, 0, 0.5)  # 1 and 3 wrong: two differ
+    assert found.scores.equals(compare([six / "focal_1", six / "cross_entropy_1"]).scores)
+
+
+def test_seeds_are_averaged_per_specimen_and_never_tested(six: Path, truth: Path) -> None:
+    (row,) = compare([six], catalogue=truth).pairs.to_dicts()
+    assert (row["runs_a"], row["runs_b"], row["n"]) == (3, 3, 10)
+    assert row["micro"] == pytest.approx(23 / 30 - 0.7)
+    assert [row[name] for name in ("only_a", "only_b", "p", "p_holm")] == [None] * 4
+    # per specimen a less b: the first Diptera 0, then 1/3, 2/3 (all seeds of b wrong), -1/3, 0, 0
+    differences = [0, 1 / 3, 2 / 3, -1 / 3, 0, 0]
+    assert row["micro"] == pytest.approx(sum(differences) / 10)
+    assert row["micro_low"] < 0 < row["micro"] < row["micro_high"] <= 6 * 2 / 3 / 10
+
+
+def test_seeds_are_averaged_over_specimens_that_all_of_them_predict(six: Path, truth: Path) -> None:
+    for seed in (1, 2, 3):
+        (six / f"focal_{seed}/evaluation.json").unlink()
+    answers(3)[2:].write_parquet(six / "focal_2/predictions.parquet")
+    (row,) = compare([six], catalogue=truth, experiment=EXPERIMENT).pairs.to_dicts()
+    assert (row["runs_b"], row["n"]) == (3, 8)
+    assert row["micro_b"] == 7 / 8
+
+
+def test_of_many_kinds_each_is_compared_with_the_best_and_p_is_corrected(tmp_path: Path, truth: Path) -> None:
+    wrongs = [3, 0, 6, 5, 4, 6, 6]
+    files = [predict(tmp_path / f"m{i}.csv", wrong) for i, wrong in enumerate(wrongs)]
+    every = compare(files[:EVERY_PAIR], catalogue=truth).pairs
+    assert every.height == 15
+    pairs = compare(files, catalogue=truth).pairs
+    assert pairs["a"].to_list() == ["m1"] * 6
+    assert pairs["b"].to_list() == ["m0", "m2", "m3", "m4", "m5", "m6"]
+    # p is 2 · 2^-d for d specimens that differ; Holm: the three smallest times 6, then 3, 2 and 1
+    assert pairs["p"].to_list() == pytest.approx([2 / 8, 2 / 64, 2 / 32, 2 / 16, 2 / 64, 2 / 64])
+    corrected = [0.25, 0.1875, 0.1875, 0.25, 0.1875, 0.1875]
+    assert pairs["p_holm"].to_list() == pytest.approx(corrected)
+
+
+def test_specimens_that_only_one_predicts_are_left_out(tmp_path: Path, truth: Path) -> None:
+    answers(1)[:7].write_csv(tmp_path / "a.csv")
+    answers(2)[5:].write_csv(tmp_path / "b.csv")
+    answers(2)[8:].write_csv(tmp_path / "c.csv")
+    found = compare([tmp_path / f"{name}.csv" for name in "abc"], catalogue=truth)
+    assert found.pairs.select("a", "b", "n").rows() == [("a", "b", 2), ("b", "c", 2)]
+    assert "a and c have no specimens in common" in found.notes
+
+
+def test_an_evaluation_of_other_predictions_is_not_tested_with_these(six: Path, truth: Path) -> None:
+    answers(5).write_parquet(six / "focal_1/predictions.parquet")
+    found = compare([six / "focal_1", six / "cross_entropy_1"], catalogue=truth)
+    assert found.pairs.is_empty()
+    assert any(
+        note.startswith("focal_1: no paired tests, as its evaluation is of other predictions or another")
+        for note in found.notes
+    )
+
+
+def test_runs_that_a_catalogue_cannot_score_are_told_and_the_rest_is_there(six: Path, tmp_path: Path) -> None:
+    catalogue("mine").write_csv(tmp_path / "other.csv")
+    found = compare([six], catalogue=tmp_path / "other.csv")
+    assert found.runs.height == 6
+    assert found.pairs.is_empty()
+    assert sum("its predictions cannot be scored (the catalogue has no column" in n for n in found.notes) == 6
+
+
+def test_intervals_of_whole_plates_are_wider_than_of_specimens_alone(tmp_path: Path) -> None:
+    # twenty plates of ten; on each the models are all right or all wrong
+    names = [f"BIOUG{plate:05d}-A{well:02d}" for plate in range(20) for well in range(1, 11)]
+    frame = pl.DataFrame({"sampleid": names, "order": "Diptera", "uri": [n[:10] for n in names]})
+    frame.write_csv(tmp_path / "catalogue.csv")
+    for model, right in (("a", range(0, 20, 2)), ("b", range(0, 20, 5))):
+        made = [("Diptera" if int(name[5:10]) in right else "Hemiptera") for name in names]
+        frame.select("sampleid", order=pl.Series(made)).write_csv(tmp_path / f"{model}.csv")
+    width = {}
+    for group in ("none", "plate", "bin", "uri"):
+        found = compare(
+            [tmp_path / "a.csv", tmp_path / "b.csv"], catalogue=tmp_path / "catalogue.csv", group=group
+        )
+        (row,) = found.pairs.to_dicts()
+        assert row["micro"] == pytest.approx(0.3)  # 10 against 4 plates of 20
+        width[group] = row["micro_high"] - row["micro_low"]
+    assert width["plate"] > 2.5 * width["none"]  # ten alike: √10 times
+    assert width["plate"] == width["bin"] == width["uri"]
+
+
+def test_groups_need_a_catalogue_that_has_them(six: Path, truth: Path) -> None:
+    with pytest.raises(RequestError, match="groups of specimens come from the catalogue: pass --catalogue"):
+        compare([six], group="plate")
+    with pytest.raises(RequestError, match="no column 'trap'"):
+        compare([six], catalogue=truth, group="trap")
+
+
+def test_the_command_shows_and_writes_the_pairs(
+    six: Path, truth: Path, run_bioscan: Bioscan, tmp_path: Path
+) -> None:
+    runs = [six / "cross_entropy_1", six / "focal_1"]
+    status, out, err = run_bioscan("compare", *runs, "--catalogue", truth, "--csv", tmp_path / "tables")
+    assert (status, err) == (0, "")
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("cross_entropy ")]
+    assert row[:4] == ["cross_entropy", "focal", "10", "+0.2000"]
+    assert row[-4:] == ["2", "0", "0.5", "0.5"]
+    assert "p: McNemar's exact test between single runs, which takes specimens as independent" in out
+    assert pl.read_csv(tmp_path / "tables/pairs.csv")["micro"].to_list() == pytest.approx([0.2])
+    made = json.loads(run_bioscan("compare", *runs, "--catalogue", truth, "--json")[1])
+    assert made["pairs"][0]["only_a"] == 2
+    together = run_bioscan("compare", six, "--catalogue", truth)[1]
+    (row,) = [line.split() for line in together.splitlines() if line.startswith("cross_entropy ")]
+    assert row[-4:] == ["–"] * 4
+
+
 # -- the command
 
 
@@ -397,6 +586,7 @@ def test_json_and_csv_hold_everything(six: Path, run_bioscan: Bioscan, tmp_path:
         "runs": 6,
         "scores": found.scores.height,
         "per_class": 6,
+        "pairs": 0,
         "published": 2,
     }
     assert tables["published"]["what"][1].startswith("best accuracy of the orders in a machine-written")

@@ -398,6 +398,11 @@ def test_json_and_csv_hold_everything(
         "per_class.csv",
         "confusion.csv",
         "errors.csv",
+        "reliability.csv",
+        "risk_coverage.csv",
+        "buckets.csv",
+        "sets.csv",
+        "set_sizes.csv",
     }
     table = pl.read_csv(folder / "metrics.csv")
     assert table.columns == ["metric", "average", "value", "low", "high", "n", "classes"]
@@ -428,6 +433,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "role without experiment": (["--experiment", "none", "--role", "test"], "role test of which split"),
     "within": (["--within", "Dipteraa"], "no record belongs to 'Dipteraa'; did you mean 'Diptera'"),
     "k": (["--k", "0"], "k must be 1 or more"),
+    "sets": (["--sets", "lacc"], "unknown method of prediction sets 'lacc'; did you mean 'lac'"),
+    "coverage": (["--coverage", "90"], "the coverage of prediction sets must lie between 0 and 1, not 90"),
+    "buckets": (["--buckets", "100", "20"], "buckets are two rising numbers above 0, not 100 and 20"),
+    "embeddings": (["--embeddings", "e.parquet"], "--embeddings and --model are for --open-set"),
+    "open set at all ranks": (["--open-set", "--rank", "all"], "--open-set is told at one rank"),
 }
 
 
@@ -530,11 +540,13 @@ def several(tmp_path: Path) -> tuple[Path, Path]:
         scores[number, leaf] = 0.7
         path_of = dict(zip(RANKS, SEVERAL_LEAVES[leaf], strict=False))
         names: dict[str, Any] = {rank: path_of.get(rank) for rank in ranks}
-        rows.append({"sampleid": key, "image_file": None, **names, "error": None})
+        assigned = {
+            "assigned_rank": RANKS[len(SEVERAL_LEAVES[leaf]) - 1],
+            "assigned_taxon": [*path_of.values()][-1],
+        }
+        rows.append({"sampleid": key, "image_file": None, **names, **assigned, "error": None})
     columns = {f"{rank}_probability": pl.lit(0.7) for rank in (*ranks, "assigned")}
-    frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(
-        **columns, assigned_rank=pl.lit("species"), assigned_taxon=pl.lit("?")
-    )
+    frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(**columns)
     record = {"rank": "species", "ranks": ranks, "experiment": EXPERIMENT}
     with PredictionsWriter(path, ranks=ranks, leaves=SEVERAL_LEAVES, record=record) as writer:
         writer.write(frame, scores)
@@ -600,9 +612,10 @@ def test_all_ranks_as_text_json_and_csv(
     lines = text.splitlines()
     assert lines[0] == "small_insect_order, test"
     assert "family: 1 of a taxon that the model cannot name: counted as errors" in lines
-    cells = {line.split()[0]: line.split() for line in lines if line.startswith(RANKS)}
+    end = lines.index("whole paths of 6 specimens; what is named below or beside the label is not counted")
+    cells = {line.split()[0]: line.split() for line in lines[:end] if line.startswith(RANKS)}
     assert list(cells) == ["family:", "order", "family", "genus", "species"]
-    # micro, interval, macro, interval, F1, n, taxa, unlabelled, unnamed, failed
+    # micro, interval, macro, interval, F1, ECE, n, taxa, unlabelled, unnamed, failed
     assert (cells["order"][1], cells["order"][-5:]) == ("0.8333", ["6", "2", "0", "0", "0"])
     assert (cells["family"][1], cells["family"][-5:]) == ("0.7500", ["4", "2", "2", "0", "0"])
     assert (cells["species"][1], cells["species"][-5:]) == ("0.5000", ["2", "2", "4", "0", "0"])

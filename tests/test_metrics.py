@@ -1,6 +1,6 @@
 """Metrics against scikit-learn, against brute force, and the laws they keep."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -169,12 +169,16 @@ def test_the_rank_of_the_truth_is_its_place_in_a_stable_sort(case: tuple[Floats,
     assert metrics.rank_of_truth(scores, targets)[known].tolist() == places
 
 
+@given(scored(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_class_is_behind_the_truth_where_its_place_is(case: tuple[Floats, Ints], seed: int) -> None:
+    scores, targets = case
+    others = np.random.default_rng(seed).integers(-1, scores.shape[1] + 1, targets.size)
+    places = metrics.rank_of_truth(scores, others), metrics.rank_of_truth(scores, targets)
+    assert metrics.is_behind(scores, others, targets).tolist() == (places[0] > places[1]).tolist()
+
+
 # -- average-k
-
-
-def halves(values: NDArray[Any]) -> Callable[[], Iterable[NDArray[Any]]]:
-    cut = values.shape[0] // 2
-    return lambda: [values[:cut], values[cut:]]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -185,11 +189,12 @@ def test_the_largest_values_are_those_of_a_sort(kind: type[np.floating[Any]]) ->
         np.round(random.random((40, 5)), 1).astype(kind),  # ties
         np.zeros((3, 4), kind),
         np.full((9, 4), 0.25, kind),
-        -np.zeros((2, 2), kind),
     ):
-        places = sorted({1, 2, values.size // 3, values.size - 1, values.size} - {0})
-        down = np.sort(values.ravel())[::-1]
-        assert metrics.largest(halves(values), places) == [float(down[place - 1]) for place in places]
+        for most in (1, 2, values.size // 3 + 1, values.size, 2 * values.size):
+            held = np.zeros(0, kind)
+            for part in np.array_split(values, 4):
+                held = metrics.keep_largest(held, part, most)
+            assert np.sort(held)[::-1].tolist() == np.sort(values.ravel())[::-1][:most].tolist()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -213,7 +218,12 @@ def test_the_average_k_threshold_is_the_mean_of_two_neighbours() -> None:
 def test_several_thresholds_at_once_are_each_of_them() -> None:
     scores = np.random.default_rng(0).dirichlet(np.ones(6), 50).astype(np.float32)
     ks: Sequence[int] = (5, 1, 9, 3)
-    assert metrics.average_k_thresholds(halves(scores), ks) == [
+    most = metrics.most_for_average_k(ks, rows=50, classes=6)
+    assert most == 251
+    held = np.zeros(0, np.float32)
+    for part in np.array_split(scores, 3):
+        held = metrics.keep_largest(held, part, most)
+    assert metrics.average_k_thresholds(held, ks, rows=50, classes=6) == [
         metrics.average_k_threshold(scores, k) for k in ks
     ]
 

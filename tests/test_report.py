@@ -4,6 +4,7 @@ import csv
 import html.parser
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import pytest
 from bioscan.app.report import read_run, write_report
 from bioscan.data.predictions import PredictionsWriter
 from bioscan.errors import DataError, RequestError
+from bioscan.jobs.evaluate import evaluate_ranks
+from bioscan.jobs.evaluate_hierarchy import evaluate_hierarchy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -178,7 +181,8 @@ def test_the_page_can_be_read_by_ear_and_by_keyboard(page: "Page") -> None:
 def test_a_column_head_sorts_the_taxa(page: "Page") -> None:
     def column(place: int) -> Any:
         return page.evaluate(
-            f"[...document.querySelectorAll('#taxa tbody tr')].map(r => r.children[{place}].dataset.value)"
+            "[...document.querySelectorAll('#taxa table.sortable tbody tr')]"
+            f".map(r => r.children[{place}].dataset.value)"
         )
 
     supports = [int(v) for v in column(1)]
@@ -202,12 +206,14 @@ def test_text_stands_out_from_its_ground(page: "Page", scheme: Any) -> None:
     """WCAG 2: a contrast of at least 4.5 for the colours that text is set in."""
     page.emulate_media(color_scheme=scheme)
     colours = page.evaluate(
-        "Object.fromEntries(['paper','card','ink','soft','leaf','rust'].map(n => "
+        "Object.fromEntries(['paper','card','ink','soft','leaf','rust','good','fair','bad','grid'].map(n => "
         "[n, getComputedStyle(document.documentElement).getPropertyValue('--' + n).trim()]))"
     )
     for ground in ("paper", "card"):
         for text in ("ink", "soft", "leaf", "rust"):
             assert contrast(colours[ground], colours[text]) >= 4.5, (scheme, ground, text)
+    for ground in ("good", "fair", "bad", "grid"):  # names in the sunburst
+        assert contrast(colours[ground], colours["ink"]) >= 4.5, (scheme, ground)
 
 
 def contrast(one: str, other: str) -> float:
@@ -218,6 +224,133 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+# -- several ranks
+
+SPECIES = {
+    "Aus bus": ("Diptera", "Aidae"),
+    "Aus cus": ("Diptera", "Aidae"),
+    "Dus eus": ("Diptera", "Didae"),
+    "Gus hus": ("Coleoptera", "Gidae"),
+}
+
+
+@pytest.fixture(scope="module")
+def hierarchical(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with catalogue and predictions of a model of three ranks that stops where it is unsure."""
+    folder = tmp_path_factory.mktemp("hierarchical")
+    random = np.random.default_rng(5)
+    num, names = 400, list(SPECIES)
+    targets = random.choice(4, num, p=[0.5, 0.3, 0.15, 0.05])
+    logits = random.normal(0, 1, (num, 4))
+    logits[np.arange(num), targets] += 1.5
+    scores = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+    keys = [f"s{i}" for i in range(num)]
+    lineages = [
+        (None, None, order, family, None, None, None, name) for name, (order, family) in SPECIES.items()
+    ]
+    columns: dict[str, object] = {"sampleid": keys, "image_file": [f"{key}.jpg" for key in keys]}
+    truth: dict[str, object] = dict(columns)
+    best = scores.argmax(axis=1)
+    for place, rank in ((2, "order"), (3, "family"), (7, "species")):
+        label = np.array([lineage[place] for lineage in lineages])
+        truth[rank] = label[targets]
+        columns[rank] = label[best]
+        same = label[None, :] == label[best][:, None]
+        columns[f"{rank}_probability"] = (scores * same).sum(axis=1).clip(0, 1).astype(float)
+    hidden = random.random(num) < 0.3  # no name at rank species in the catalogue
+    roles = random.choice(["train", "validation", "test"], num, p=[0.3, 0.3, 0.4])
+    catalogue = pl.DataFrame(truth | {EXPERIMENT: roles}).with_columns(
+        species=pl.when(pl.Series(hidden)).then(None).otherwise("species")
+    )
+    catalogue.write_csv(folder / "catalogue.csv")
+    table = pl.DataFrame(columns).with_columns(error=pl.lit(None, pl.String))
+    sure = pl.col("species_probability") >= 0.6
+    table = table.with_columns(
+        assigned_rank=pl.when(sure).then(pl.lit("species")).otherwise(pl.lit("order")),
+        assigned_taxon=pl.when(sure).then("species").otherwise("order"),
+        assigned_probability=pl.when(sure).then("species_probability").otherwise("order_probability"),
+    )
+    record = {"experiment": EXPERIMENT, "ranks": ["order", "family", "species"], "max_error": 0.25}
+    ranks = ["order", "family", "species"]
+    with PredictionsWriter(folder / "p.parquet", ranks=ranks, leaves=lineages, record=record) as writer:
+        writer.write(table, scores)
+    assert len(names) == scores.shape[1]
+    return folder
+
+
+def test_the_ranks_the_paths_and_where_answers_stop_are_told_with_the_numbers_of_the_evaluation(
+    hierarchical: Path, tmp_path: Path
+) -> None:
+    sources = hierarchical / "p.parquet", hierarchical / "catalogue.csv"
+    write_report(*sources, tmp_path / "r.html")
+    text = " ".join(" ".join(read(tmp_path / "r.html").text).split())
+    by_rank, paths = evaluate_ranks(*sources), evaluate_hierarchy(*sources)
+    for rank, found in by_rank.items():
+        micro = found.metrics["top_1"]["micro"]
+        shown = f"{rank} {found.n} {found.metrics['top_1']['macro'].classes} {100 * micro.value:.1f} "
+        assert f"{shown}{100 * micro.low:.1f}–{100 * micro.high:.1f}" in text
+    for name in ("hierarchical_precision", "tree_distance", "mistake_severity"):
+        assert f"{name.replace('_', ' ')} {paths.metrics[name].value:.4f}" in text
+        assert f"{paths.assigned_metrics[name].value:.4f}" in text
+    row = paths.assigned.filter(pl.col("rank") == "species").to_dicts()[0]
+    assert (
+        f"species {row['labelled']} {row['named']} {100 * row['coverage']:.1f} {row['wrong']} "
+        f"{100 * row['error_over_all']:.1f} " in text
+    )
+    assert "wrong for at most 25.0 % of all specimens" in text
+    assert "Calibrated on" in text
+    assert text.count("of all get a wrong one, which is") == 1
+
+
+def test_errors_are_shown_by_confidence_and_by_how_far_they_are_from_the_truth(
+    hierarchical: Path, tmp_path: Path
+) -> None:
+    sources = hierarchical / "p.parquet", hierarchical / "catalogue.csv"
+    write_report(*sources, tmp_path / "r.html")
+    text = " ".join(" ".join(read(tmp_path / "r.html").text).split())
+    sure, far = text.split("probability first.")[1].split("The furthest from the truth")
+    given = [float(share) for share in re.findall(r" at (\d+\.\d) %", sure)]
+    assert len(given) == 18
+    assert given == sorted(given, reverse=True)
+    told = re.findall(r"instead of (\w+) \w+, (\d) steps away", far)
+    assert len(told) == 12
+    # wrong from the order down comes before wrong from the species down, a longer way before a shorter one
+    places = [(("order", "family", "species").index(rank), -int(steps)) for rank, steps in told]
+    assert places == sorted(places)
+    assert places[0] == (0, -6)  # three names up, three down
+
+
+def test_the_page_of_several_ranks_holds_in_a_browser(
+    hierarchical: Path, browser: "Browser", tmp_path: Path, heard: list[str]
+) -> None:
+    """Quiet, no wider than a phone, and every piece of the sunburst drawn and told."""
+    output = tmp_path / "r.html"
+    write_report(hierarchical / "p.parquet", hierarchical / "catalogue.csv", output)
+    tab = browser.new_page(viewport={"width": 390, "height": 800})
+    tab.on("request", lambda r: heard.append(r.url))
+    tab.on("console", lambda m: heard.append(m.text))
+    tab.on("pageerror", lambda e: heard.append(str(e)))
+    tab.goto(output.as_uri())
+    assert [line for line in heard if not line.startswith("data:")] == [tab.url]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    pieces = tab.evaluate(
+        "[...document.querySelectorAll('.sunburst g')].map(g => [g.querySelector('title').textContent,"
+        " g.querySelector('path').getTotalLength(), getComputedStyle(g.querySelector('path')).fill])"
+    )
+    assert len(pieces) == 2 + 3 + 4  # orders, families, species
+    assert all("named right" in told and length > 10 for told, length, _ in pieces)
+    assert all(fill not in ("none", "rgb(0, 0, 0)") for *_, fill in pieces)
+    inside = tab.evaluate(
+        "(() => { const box = document.querySelector('.sunburst').getBoundingClientRect();"
+        " return [...document.querySelectorAll('.sunburst g path')].every(p => {"
+        " const b = p.getBoundingClientRect(); return b.left >= box.left - 1 && b.right <= box.right + 1"
+        " && b.top >= box.top - 1 && b.bottom <= box.bottom + 1; }); })()"
+    )
+    assert inside
+    assert tab.evaluate("[...document.querySelectorAll('.believe li')].length") == 3
+    tab.close()
 
 
 # -- without a browser
@@ -299,6 +432,76 @@ def test_another_tools_csv_makes_a_page_without_curves_and_pictures(
     text = " ".join(read(tmp_path / "r.html").text)
     assert "The predictions carry no record" in text
     assert "The metadata states no licence." in text
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (["Diptera", "Diptera"], "No specimen got a wrong name."),
+        (["Coleoptera", "Coleoptera"], "0 % got the right name"),
+        (["Diptera", ""], "without a predicted name at the rank: counted as errors"),
+        (["", ""], "2 without a predicted name at the rank: counted as errors"),
+    ],
+)
+@pytest.mark.parametrize("probability", [None, 0.9, 1.0])
+def test_one_taxon_no_errors_only_errors_and_no_answer_make_whole_pages(
+    tmp_path: Path, named: list[str], expected: str, probability: float | None
+) -> None:
+    table = pl.DataFrame({"sampleid": ["a", "b"], "order": named})
+    if probability is not None:
+        table = table.with_columns(order_probability=pl.lit(probability))
+    table.write_csv(tmp_path / "p.csv")
+    (tmp_path / "c.csv").write_text("sampleid,order\na,Diptera\nb,Diptera\n")
+    write_report(tmp_path / "p.csv", tmp_path / "c.csv", tmp_path / "r.html")
+    text = " ".join(" ".join(read(tmp_path / "r.html").text).split())
+    assert expected in text
+    assert "Only 2 specimens were checked" in text
+    assert ("came without probabilities" in text) == (probability is None or not any(named))
+    for missing in ("nan", "None", "inf "):
+        assert f" {missing}" not in text.split("Data and licence")[1]
+        assert f" {missing} " not in text
+
+
+def test_labels_above_the_ranks_of_the_model_make_a_page_of_their_rank(
+    hierarchical: Path, tmp_path: Path
+) -> None:
+    """Somebody who knows orders only can check a model of families and species."""
+    catalogue = pl.read_csv(hierarchical / "catalogue.csv").drop("family", "species")
+    catalogue.write_csv(tmp_path / "c.csv")
+    table = pl.read_parquet(hierarchical / "p.parquet")
+    record = {"experiment": EXPERIMENT, "ranks": ["family", "species"]}
+    ranks = ["order", "family", "species"]
+    with PredictionsWriter(tmp_path / "p.parquet", ranks=ranks, leaves=None, record=record) as writer:
+        writer.write(table)
+    write_report(tmp_path / "p.parquet", tmp_path / "c.csv", tmp_path / "r.html", rank="order")
+    text = " ".join(read(tmp_path / "r.html").text)
+    assert "got the right name at rank order" in text
+    assert "Rank by rank" not in text
+
+
+def test_a_model_calibrated_anew_still_made_the_predictions(tmp_path: Path) -> None:
+    """Its record and so its hash have changed; its weights have not."""
+    (tmp_path / "c.csv").write_text("sampleid,order\na,Diptera\nb,Coleoptera\n")
+    table = pl.DataFrame({"sampleid": ["a", "b"], "image_file": None, "order": ["Diptera", "Diptera"]})
+    table = table.with_columns(
+        order_probability=pl.lit(0.5),
+        assigned_rank=pl.lit("order"),
+        assigned_taxon=pl.col("order"),
+        assigned_probability=pl.lit(0.5),
+        error=pl.lit(None, pl.String),
+    )
+    record = {"model_sha256": "ab" * 32, "weights_sha256": "cd" * 32}
+    with PredictionsWriter(tmp_path / "p.parquet", ranks=["order"], leaves=None, record=record) as writer:
+        writer.write(table)
+    for weights, refused in (("cd" * 32, False), ("ef" * 32, True)):
+        info = {"content_sha256": "00" * 32, "weights_sha256": weights}
+        (tmp_path / "model.json").write_text(json.dumps(info))
+        sources = tmp_path / "p.parquet", tmp_path / "c.csv", tmp_path / f"{weights[:2]}.html"
+        if refused:
+            with pytest.raises(RequestError, match="did not make these predictions"):
+                write_report(*sources, run=tmp_path)
+        else:
+            write_report(*sources, run=tmp_path)
 
 
 def test_a_photograph_that_cannot_be_read_is_said_on_the_page_and_by_the_exit_status(

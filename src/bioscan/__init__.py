@@ -37,7 +37,12 @@ _NAMES = {
     "TrainSettings": "bioscan.learn.settings",
     "train": "bioscan.jobs.train",
     "predict": "bioscan.jobs.predict",
+    "calibrate": "bioscan.jobs.calibrate",
     "evaluate": "bioscan.jobs.evaluate",
+    "evaluate_ranks": "bioscan.jobs.evaluate",
+    "evaluate_hierarchy": "bioscan.jobs.evaluate_hierarchy",
+    "evaluate_open_set": "bioscan.jobs.open_set",
+    "compare": "bioscan.jobs.compare",
 }
 
 __all__ = ["__version__", *_NAMES]

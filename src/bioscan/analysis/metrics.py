@@ -9,8 +9,8 @@ only seen in the truth). Targets are class numbers, -1 where unlabelled; a targe
 the model does not know, and never right. A predicted class of -1 is no answer, and never right.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,18 @@ def score_of_truth(scores_NK: Scores, targets_N: Classes) -> Values:
     return found_N
 
 
+def is_behind(scores_NK: Scores, classes_N: Classes, targets_N: Classes) -> Right:
+    """Per specimen whether a class comes after the true one; the orders are those of `rank_of_truth`.
+
+    A class that the model does not know, or that has no score, comes after all that it knows.
+    """
+    first, second = (
+        np.nan_to_num(score_of_truth(scores_NK, of), nan=-np.inf) for of in (classes_N, targets_N)
+    )
+    behind_N: Right = (first < second) | ((first == second) & (classes_N > targets_N) & ~np.isneginf(second))
+    return behind_N
+
+
 def set_sizes(scores_NK: Scores, threshold: float) -> Counts:
     """Per specimen how many classes reach a threshold."""
     passing_NK: Right = scores_NK >= np.float64(threshold)  # float64, not rounded to float32
@@ -75,25 +87,36 @@ def average_k_threshold(validation_VK: Scores, k: int) -> float:
         validation_VK: Probabilities of validation specimens, no NaN among them.
         k: Classes a specimen, on average.
     """
-    return average_k_thresholds(lambda: [validation_VK], [k])[0]
+    rows, classes = validation_VK.shape
+    return average_k_thresholds(validation_VK.ravel(), [k], rows=rows, classes=classes)[0]
 
 
-def average_k_thresholds(batches: Callable[[], Iterable[Scores]], ks: Sequence[int]) -> list[float]:
+def average_k_thresholds(largest_M: Scores, ks: Sequence[int], *, rows: int, classes: int) -> list[float]:
     """`average_k_threshold` for several k, of scores that need not be in memory together.
 
     Args:
-        batches: Gives the validation scores batch by batch, of one floating type; called anew for each pass
-            over them (three for float32).
+        largest_M: The largest of all validation scores, as `keep_largest` gathers them: at least
+            `most_for_average_k` of them, or all.
         ks: As in `average_k_threshold`.
+        rows: Validation specimens.
+        classes: K.
     """
-    shapes = [batch.shape for batch in batches()]
-    rows = sum(shape[0] for shape in shapes)
     if rows == 0:
         return [float("nan")] * len(ks)
-    inner = [k for k in ks if k < shapes[0][1]]
-    values = largest(batches, [place for k in inner for place in (rows * k, rows * k + 1)])
-    found = {k: (values[2 * i] + values[2 * i + 1]) / 2 for i, k in enumerate(inner)}
-    return [found.get(k, 0.0) for k in ks]
+    falling_M = np.sort(largest_M)[::-1].astype(np.float64)
+    return [float(falling_M[rows * k - 1 : rows * k + 1].mean()) if k < classes else 0.0 for k in ks]
+
+
+def most_for_average_k(ks: Sequence[int], *, rows: int, classes: int) -> int:
+    """How many of the largest scores the thresholds of average-k follow from."""
+    return rows * max((k for k in ks if k < classes), default=0) + 1
+
+
+def keep_largest(held_M: Scores, scores: Scores, most: int) -> Scores:
+    """The largest of the values held so far and of further scores of any shape, `most` of them, unordered."""
+    more = scores[scores >= held_M.min()] if held_M.size >= most else scores.ravel()
+    joined = np.concatenate([held_M, more])
+    return np.partition(joined, joined.size - most)[joined.size - most :] if joined.size > most else joined
 
 
 def reference_average_k_threshold(validation_VK: Scores, k: int) -> float:
@@ -230,47 +253,6 @@ def macro(values_C: Values, support_C: Counts, predicted_C: Counts, convention: 
     counted = np.broadcast_to(counted, np.shape(values_C))
     total = np.where(counted & ~np.isnan(values_C), values_C, 0.0).sum(axis=-1)
     return _ratio(total, counted.sum(axis=-1))
-
-
-def largest(batches: Callable[[], Iterable[Scores]], places: Sequence[int]) -> list[float]:
-    """The values at these places (from 1) in descending order, without sorting or keeping them.
-
-    The bits of non-negative floats order as the floats do: a histogram over the leading 16 bits finds where a
-    place lies, the next over the following 16 bits among the values that agree so far, and so on.
-
-    Args:
-        batches: Gives the values, non-negative and of one floating type; called once for each pass.
-        places: Not more than there are values.
-    """
-    floating, unsigned = _KINDS[next(iter(batches())).dtype.itemsize]
-    bits = 8 * np.dtype(unsigned).itemsize
-    known = [0] * len(places)  # the leading bits of each place's value, as far as they are known
-    ahead = list(places)  # the place among the values that agree in them
-    for shift in range(bits - 16, -1, -16):
-        counts = {prefix: np.zeros(1 << 16, np.int64) for prefix in known}
-        for part in _flat(batches(), floating):
-            leading = part.view(unsigned) >> unsigned(shift)
-            for prefix, histogram in counts.items():
-                agreeing = leading[leading >> unsigned(16) == prefix] if shift < bits - 16 else leading
-                digits = (agreeing & unsigned(0xFFFF)).astype(np.int64)
-                histogram += np.bincount(digits, minlength=histogram.size)
-        for i, prefix in enumerate(known):
-            reached = np.cumsum(counts[prefix][::-1])  # values with the highest digit, the two highest, …
-            back = int(np.searchsorted(reached, ahead[i]))
-            digit = reached.size - 1 - back
-            ahead[i] -= int(reached[back] - counts[prefix][digit])
-            known[i] = prefix << 16 | digit
-    return [float(value) for value in np.array(known, unsigned).view(floating)]
-
-
-_KINDS: Final[dict[int, tuple[Any, Any]]] = {4: (np.float32, np.uint32), 8: (np.float64, np.uint64)}
-"""Bytes of a float -> its type, and the whole number of the same size."""
-
-
-def _flat(batches: Iterable[Scores], floating: Any) -> Iterator[NDArray[Any]]:
-    for batch in batches:
-        for rows in _chunks(np.arange(batch.shape[0]), batch.shape[1]):
-            yield np.ascontiguousarray(batch[rows], floating).ravel() + floating(0)  # -0.0 becomes 0.0
 
 
 def _top_k_right(scores_NK: Scores, targets_N: Classes, k: int) -> Right:

@@ -6,7 +6,8 @@ own colours, light and dark.
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,26 +15,28 @@ from typing import Any, Final
 import polars as pl
 
 from bioscan.analysis.splits import role_counts
-from bioscan.app import scores
+from bioscan.app import charts, scores
+from bioscan.app.accuracy_tree import AccuracyTree, accuracy_tree
+from bioscan.app.beliefs import beliefs
 from bioscan.app.output import cell
 from bioscan.data.decode import read_rgb
 from bioscan.data.images import Images
 from bioscan.data.metadata import fingerprint, read_metadata, scan_metadata
 from bioscan.errors import DataError, ImageError, RequestError, require
 from bioscan.files import refuse_existing, writing
-from bioscan.jobs.evaluate import KS, Evaluation, evaluate
-from bioscan.vocabulary import ROLES
+from bioscan.jobs.evaluate import KS, Evaluation, Score, evaluate, evaluate_ranks
+from bioscan.jobs.evaluate_hierarchy import METRICS, Hierarchy, evaluate_hierarchy
+from bioscan.vocabulary import RANKS, ROLES
 
 WORST: Final = 18
-"""Worst errors shown."""
+"""Errors shown by confidence."""
+FURTHEST: Final = 12
+"""Errors shown by taxonomic distance."""
 THUMBNAIL: Final = 224
 """Longer side of a picture in the page, pixels."""
-DRAWN: Final = 40
-"""A confusion matrix of more taxa than this is not drawn; the common confusions are listed anyway."""
 LISTED: Final = 200
 """Taxa in the table, the most populous ones."""
 CONFUSIONS: Final = 15
-NO_ANSWER: Final = "no answer"
 
 LICENCE_COLUMNS: Final = {
     "copyright_license": "Licence",
@@ -54,6 +57,8 @@ class Run:
     """A dict per epoch."""
     best_epoch: int | None
     content_sha256: str | None
+    weights_sha256: str | None
+    """Stays when the model is calibrated anew."""
     failed: int
     """Training and validation images that could not be read."""
 
@@ -70,6 +75,12 @@ class Picture:
     """A `data:` address."""
     reason: str | None
     """Why there is no picture."""
+    told: str = ""
+    """What else is known of it."""
+
+
+Gallery = tuple[str, str, list[Picture]]
+"""Heading, a line about the order, and the errors."""
 
 
 def write_report(
@@ -127,13 +138,18 @@ def write_report(
         ks=ks,
         seed=seed,
     )
-    made_by = found.record.get("model_sha256")
-    if of_run and made_by and of_run.content_sha256 not in (None, made_by):
+    if of_run and not _may_be_of(of_run, found.record):
         raise RequestError(f"the model in {run} did not make these predictions; name the run that did")
+    by_rank, hierarchy = _up_the_tree(
+        found, predictions, catalogue, experiment=experiment, role=role, within=within, seed=seed
+    )
     frame = _catalogue(catalogue, found)
-    pictures = _pictures(found, frame, package)
+    pictures = _galleries(found, by_rank, hierarchy, frame, package)
     page = render(
         found,
+        by_rank=by_rank,
+        hierarchy=hierarchy,
+        tree=accuracy_tree(by_rank, frame),
         run=of_run,
         data=_data(found, frame, fingerprint(catalogue), Path(catalogue).name),
         pictures=pictures,
@@ -142,9 +158,43 @@ def write_report(
     )
     with writing(output, overwrite=overwrite) as partial:
         partial.write_text(page, encoding="utf-8")
-    failed = [{"key": p.key, "error": p.reason} for p in pictures if p.reason]
-    shown = sum(p.source is not None for p in pictures)
-    return {"report": str(output), "specimens": found.n, "pictures": shown, "failed": failed}
+    shown = {p.key: p for _, _, gallery in pictures for p in gallery}
+    failed = [{"key": key, "error": p.reason} for key, p in shown.items() if p.reason]
+    num = sum(p.source is not None for p in shown.values())
+    return {"report": str(output), "specimens": found.n, "pictures": num, "failed": failed}
+
+
+def _up_the_tree(
+    found: Evaluation,
+    predictions: Path | str,
+    catalogue: Path | str,
+    *,
+    experiment: str | None,
+    role: str | None,
+    within: str | None,
+    seed: int,
+) -> tuple[dict[str, Evaluation], Hierarchy | None]:
+    """The evaluations at every rank and of the whole paths.
+
+    Only the one at hand where no specimen has a name at a rank of the model, or nothing is named.
+    """
+    try:
+        by_rank = evaluate_ranks(
+            predictions,
+            catalogue,
+            experiment=experiment,
+            role=role,
+            within=within,
+            ks=(1,),
+            sets=(),
+            seed=seed,
+        )
+        hierarchy = evaluate_hierarchy(
+            predictions, catalogue, experiment=experiment, role=role, within=within, seed=seed
+        )
+    except RequestError:  # what else could be asked wrongly, `found` would have told
+        return {found.rank: found}, None
+    return by_rank, hierarchy
 
 
 def read_run(folder: Path | str) -> Run:
@@ -166,8 +216,17 @@ def read_run(folder: Path | str) -> Run:
         history=_history(place) if place else [],
         best_epoch=info.get("best_epoch"),
         content_sha256=info.get("content_sha256"),
+        weights_sha256=info.get("weights_sha256"),
         failed=max(0, len(_lines(failed)) - 1) if failed.is_file() else 0,
     )
+
+
+def _may_be_of(run: Run, record: Mapping[str, Any]) -> bool:
+    """Whether the run's model can have made predictions with this record; its weights decide if known."""
+    known = (run.weights_sha256, record.get("weights_sha256"))
+    if None in known:
+        known = (run.content_sha256, record.get("model_sha256"))
+    return None in known or known[0] == known[1]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -201,7 +260,7 @@ def _history(path: Path) -> list[dict[str, float | None]]:
 
 def _catalogue(catalogue: Path | str, found: Evaluation) -> pl.DataFrame:
     known = scan_metadata(catalogue).collect_schema().names()
-    wanted = {found.key, "image_file", "chunk_number", found.rank, found.experiment, *LICENCE_COLUMNS}
+    wanted = {found.key, "image_file", "chunk_number", *RANKS, found.experiment, *LICENCE_COLUMNS}
     return read_metadata(catalogue, [c for c in known if c in wanted])
 
 
@@ -232,19 +291,73 @@ def _data(found: Evaluation, frame: pl.DataFrame, sha256: str, name: str) -> dic
     }
 
 
-def _pictures(found: Evaluation, frame: pl.DataFrame, package: Images | None) -> list[Picture]:
-    """The most confident wrong answers first; specimens without an answer are no such errors."""
-    wrong = found.errors().filter(pl.col("named").is_not_null()).head(WORST)
-    rows = wrong.join(frame, on=found.key, how="left", maintain_order="left", suffix=" of catalogue")
-    if package is None or "image_file" not in rows.columns:
-        sources: list[tuple[str | None, str | None]] = [(None, None)] * rows.height
-    else:
-        parts = rows["chunk_number"] if "chunk_number" in rows.columns else None
-        sources = [_thumbnail(package, int(at)) for at in package.find(rows["image_file"], parts)]
-    return [
-        Picture(row[found.key], row["taxon"], row["named"], row["probability"], source, reason)
-        for row, (source, reason) in zip(rows.to_dicts(), sources, strict=True)
+def _galleries(
+    found: Evaluation,
+    by_rank: Mapping[str, Evaluation],
+    hierarchy: Hierarchy | None,
+    frame: pl.DataFrame,
+    package: Images | None,
+) -> list[Gallery]:
+    """Wrong answers, the most confident and the furthest from the truth first.
+
+    Specimens without an answer are no such errors. Where all errors are equally far, there is one gallery.
+    """
+    answered = pl.col("named").is_not_null()
+    sure = found.errors().filter(answered).with_columns(told=pl.lit(""))
+    galleries = [
+        (
+            "The most confident",
+            f"Wrong names at rank {found.rank}, those given with the highest probability first.",
+            sure.head(WORST),
+        )
     ]
+    if hierarchy and (parting := _parting(by_rank, hierarchy).filter(answered))["rank"].n_unique() > 1:
+        told = pl.format("instead of {} {}, {} steps away", "rank", "taxon", "distance")
+        galleries.append(
+            (
+                "The furthest from the truth",
+                "By the rank from which the name is wrong, the highest first; then by the steps along the "
+                "tree between the name and the truth, and by probability.",
+                parting.head(FURTHEST).with_columns(told=told, taxon="deepest"),
+            )
+        )
+    every = pl.concat([errors.select(found.key) for _, _, errors in galleries]).unique(maintain_order=True)
+    photographs = _photographs(every.join(frame, on=found.key, how="left", maintain_order="left"), package)
+    sources = dict(zip(every[found.key], photographs, strict=True))
+    return [
+        (title, text, [_picture(row, *sources[row[found.key]]) for row in errors.to_dicts()])
+        for title, text, errors in galleries
+        if errors.height
+    ]
+
+
+def _picture(row: Mapping[str, Any], source: str | None, reason: str | None) -> Picture:
+    key = next(iter(row.values()))
+    return Picture(key, row["taxon"], row["named"], row["probability"], source, reason, row["told"])
+
+
+def _parting(by_rank: Mapping[str, Evaluation], hierarchy: Hierarchy) -> pl.DataFrame:
+    """The errors at the highest rank at which each is one, by rank, root down, and falling distance.
+
+    Columns as those of `errors`; `rank`; `deepest`: the specimen's own name at the deepest rank; `distance`.
+    """
+    key = hierarchy.key
+    wrong = [
+        found.errors().with_columns(rank=pl.lit(rank), place=pl.lit(RANKS.index(rank)))
+        for rank, found in by_rank.items()
+    ]
+    parting = pl.concat(wrong, how="vertical_relaxed").unique(key, keep="first", maintain_order=True)
+    told = hierarchy.specimens.select(key, "distance", deepest="taxon")
+    joined = parting.join(told, on=key, how="inner", maintain_order="left")
+    return joined.sort("place", "distance", descending=[False, True], maintain_order=True)
+
+
+def _photographs(rows: pl.DataFrame, package: Images | None) -> list[tuple[str | None, str | None]]:
+    """A `data:` address of each row's picture, or why there is none; neither without a package."""
+    if package is None or "image_file" not in rows.columns:
+        return [(None, None)] * rows.height
+    parts = rows["chunk_number"] if "chunk_number" in rows.columns else None
+    return [_thumbnail(package, int(at)) for at in package.find(rows["image_file"], parts)]
 
 
 def _thumbnail(package: Images, row: int) -> tuple[str | None, str | None]:
@@ -264,9 +377,12 @@ def _thumbnail(package: Images, row: int) -> tuple[str | None, str | None]:
 def render(
     found: Evaluation,
     *,
+    by_rank: Mapping[str, Evaluation],
+    hierarchy: Hierarchy | None,
+    tree: AccuracyTree | None,
     run: Run | None,
     data: Mapping[str, Any],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Gallery],
     has_package: bool,
     title: str | None = None,
 ) -> str:
@@ -280,7 +396,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "percent": _percent, "setting": _setting}
+    environment.filters |= {"cell": cell, "percent": _percent, "setting": _setting, "ends": _ends}
     record = run.record if run else found.record
     model = found.record.get("model") or record.get("backbone")
     heading = title or " · ".join(filter(None, (model or "Predictions", found.experiment, found.within)))
@@ -294,14 +410,25 @@ def render(
         without=scores.without(found),
         notes=scores.notes(found),
         headline=_headline(found),
+        believe=beliefs(found, hierarchy),
+        by_rank=by_rank,
+        hierarchy=hierarchy,
+        **_paths(hierarchy),
+        tree=tree,
+        not_computable=found.not_computable,
+        buckets=found.buckets.filter(pl.col("specimens") > 0).to_dicts(),
+        sets=_sets(found),
+        set_key=list(SIZES),
+        set_warnings=_warnings(found.sets),
+        **_confidence(found),
         metric_rows=metric_rows,
         metric_header=metric_header,
         small=found.per_class.filter(pl.col("support").is_between(1, 4)).height,
         classes=found.per_class.head(LISTED).to_dicts(),
         num_classes=found.per_class.height,
-        matrix=_matrix(found),
+        matrix=charts.matrix(found.per_class, found.confusion),
         confusions=_confusions(found),
-        curves=_curves(run) if run and run.history else [],
+        curves=charts.history(run.history, run.best_epoch) if run and run.history else [],
         pictures=pictures,
         has_package=has_package,
         run=run,
@@ -315,6 +442,14 @@ def _percent(value: float | None) -> str:
     if value is None:
         return "–"
     return "<0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
+
+
+def _ends(of: Any) -> str:
+    """Both ends of an interval in per cent."""
+    low, high = (of["low"], of["high"]) if isinstance(of, Mapping) else (of.low, of.high)
+    if low is None or high is None or math.isnan(low):
+        return "–"
+    return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
 def _setting(value: Any) -> str:
@@ -340,131 +475,111 @@ def _headline(found: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _matrix(found: Evaluation) -> dict[str, Any] | None:
-    """Shares of each taxon's specimens by answer, for a drawing; None where there are too many taxa."""
-    there = found.per_class.filter((pl.col("support") > 0) | (pl.col("predicted") > 0))
-    rows = there.filter(pl.col("support") > 0)["taxon"].to_list()
-    columns = there["taxon"].to_list()
-    if len(columns) > DRAWN:
-        return None
-    if found.confusion["named"].has_nulls():
-        columns.append(NO_ANSWER)
-    support = dict(found.per_class.select("taxon", "support").iter_rows())
-    cells = [
-        {
-            "row": rows.index(taxon),
-            "column": columns.index(named),
-            "taxon": taxon,
-            "named": named,
-            "count": count,
-            "share": count / support[taxon],
-        }
-        for taxon, named, count in found.confusion.with_columns(
-            pl.col("named").fill_null(NO_ANSWER)
-        ).iter_rows()
-    ]
-    size = max(16, min(56, 640 // len(columns)))
-    longest = max(map(len, (*rows, *columns)))
-    return {
-        "rows": [(taxon, support[taxon]) for taxon in rows],
-        "columns": columns,
-        "cells": cells,
-        "size": size,
-        "labels": size >= 30,
-        "left": 7.2 * min(longest, 28) + 62,
-        "top": 6.4 * min(longest, 28) + 24,
-        "beyond": 3.4 * min(longest, 28),  # where slanted names end, to the right of their column
-    }
-
-
 def _confusions(found: Evaluation) -> list[dict[str, Any]]:
     support = found.per_class.select("taxon", "support")
     wrong = found.confusion.filter(pl.col("named").ne_missing(pl.col("taxon")))
     shares = wrong.join(support, on="taxon", maintain_order="left").with_columns(
-        pl.col("named").fill_null(NO_ANSWER), share=pl.col("specimens") / pl.col("support")
+        pl.col("named").fill_null(charts.NO_ANSWER), share=pl.col("specimens") / pl.col("support")
     )
     return shares.sort("specimens", descending=True, maintain_order=True).head(CONFUSIONS).to_dicts()
 
 
-# -- training curves
-
-WIDTH: Final = 440
-HEIGHT: Final = 250
-LEFT, RIGHT, TOP, BOTTOM = 38, 118, 14, 38
-
-PANELS: Final = {
-    "Loss": {"train_loss": "training", "validation_loss": "validation"},
-    "Top-1": {
-        "train_top_1": "training",
-        "validation_micro_top_1": "validation, micro",
-        "validation_macro_top_1": "validation, macro",
-    },
-}
-"""Title -> column of the history -> label of its line."""
+# -- paths and confidence
 
 
-def _curves(run: Run) -> list[dict[str, Any]]:
-    """Lines, ticks and labels of each panel, in its own pixels."""
-    epochs = [int(row["epoch"] or 0) for row in run.history]
-    return [
-        _panel(title, {label: [row.get(c) for row in run.history] for c, label in lines.items()}, epochs, run)
-        for title, lines in PANELS.items()
-    ]
-
-
-def _panel(
-    title: str, lines: Mapping[str, Sequence[float | None]], epochs: Sequence[int], run: Run
-) -> dict[str, Any]:
-    values = [v for line in lines.values() for v in line if v is not None]
-    y_ticks = [0, 0.25, 0.5, 0.75, 1.0] if title != "Loss" else _ticks(max(values, default=1.0))
-    first, last = epochs[0], max(epochs[-1], epochs[0] + 1)
-
-    def x(epoch: float) -> float:
-        return round(LEFT + (epoch - first) / (last - first) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - value / y_ticks[-1] * (HEIGHT - TOP - BOTTOM), 1)
-
-    drawn: list[dict[str, Any]] = []
-    for number, (label, known) in enumerate(lines.items(), start=1):
-        points = [(x(e), y(v)) for e, v in zip(epochs, known, strict=True) if v is not None]
-        if points:
-            final = next(v for v in reversed(known) if v is not None)
-            drawn.append(
-                {"number": number, "label": label, "points": points, "final": final, "at": points[-1][1]}
+def _paths(hierarchy: Hierarchy | None) -> dict[str, Any]:
+    """Tables and chart of whole paths: empty where the answers have one rank, or go down all the way."""
+    made: dict[str, Any] = {"assigned": [], "hierarchy_rows": [], "operating": []}
+    if hierarchy is None:
+        return made
+    asked = (hierarchy.max_error, hierarchy.min_precision) != (None, None)
+    if asked or not _equal(hierarchy.metrics, hierarchy.assigned_metrics):
+        made["assigned"] = hierarchy.assigned.to_dicts()
+    if len(hierarchy.ranks) > 1:
+        made["hierarchy_rows"] = [
+            (
+                name.replace("_", " ").replace("lca", "LCA").replace("hierarchical f", "hierarchical F"),
+                hierarchy.metrics[name],
+                hierarchy.assigned_metrics.get(name),
+                text,
             )
-    drawn.sort(key=lambda line: line["at"])
-    for line, place in zip(drawn, _apart(line["at"] for line in drawn), strict=True):
-        line["at"] = place
-    step = max(1, round((last - first) / 6))
+            for name, text in METRICS.items()
+            if name in hierarchy.metrics
+        ]
+        if hierarchy.operating.height:
+            made["operating"] = [charts.operating(hierarchy.operating)]
+    return made
+
+
+def _equal(forced: Mapping[str, Score], assigned: Mapping[str, Score]) -> bool:
+    """Whether the assigned names are as many and as right as the forced ones, or nothing is assigned."""
+    return all(assigned[name].value == forced[name].value for name in assigned if name in forced)
+
+
+SIZES: Final = {"none": (0, 0), "1 name": (1, 1), "2–3": (2, 3), "4–10": (4, 10), "more": (11, math.inf)}
+"""Sizes of prediction sets told apart: least and greatest."""
+KEPT: Final = 20
+"""Thresholds listed."""
+MARKED: Final = (0.01, 0.05)
+"""Shares wrong that the curve marks."""
+
+
+def _confidence(found: Evaluation) -> dict[str, Any]:
+    """Charts and tables of the probabilities; empty where there are none."""
+    told = found.confidence
+    if told is None:
+        return {"confidence": None, "confidence_panels": [], "measures": [], "kept": []}
+    curve = told.risk_coverage
+    panels = [
+        charts.reliability(told.reliability),
+        charts.risk_coverage(curve, {r: told.coverage_at[r] for r in MARKED}),
+    ]
+    places = sorted({round(i * (curve.height - 1) / KEPT) for i in range(KEPT + 1)})
+    kept = curve[places].filter(pl.col("threshold").is_not_null())
+    known = {
+        "calibration error (ECE), bins of equal width": told.ece,
+        "the same, bins of equally many specimens": told.ece_mass,
+        "the same over the probabilities of all taxa": told.ece_classwise,
+        "Brier score (0 to 2)": told.brier,
+        "negative log-likelihood": told.nll,
+        "area under the right curve (AURC)": told.aurc,
+        "the least possible with as many errors": told.aurc_best,
+    }
+    measures = [
+        (
+            name,
+            f"{value:.4f}"
+            if isinstance(value, float)
+            else f"{value.value:.4f} ({value.low:.4f}–{value.high:.4f})",
+        )
+        for name, value in known.items()
+        if value is not None
+    ]
     return {
-        "title": title,
-        "lines": drawn,
-        "y_ticks": [(y(tick), f"{tick:g}") for tick in y_ticks],
-        "x_ticks": [(x(epoch), epoch) for epoch in range(first, last + 1, step)],
-        "kept": x(run.best_epoch) if run.best_epoch and len(epochs) > 1 else None,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
+        "confidence": told,
+        "confidence_panels": panels,
+        "measures": measures,
+        "kept": kept.to_dicts(),
     }
 
 
-def _ticks(highest: float) -> list[float]:
-    """Round numbers from 0 to at least the highest value."""
-    for step in (base * 10.0**power for power in range(-6, 7) for base in (1, 2, 2.5, 5)):
-        if 5 * step >= highest:
-            return [
-                round(step * i, 9) for i in range(next(n for n in range(1, 6) if n * step >= highest) + 1)
-            ]
-    return [0.0, highest]
+def _sets(found: Evaluation) -> list[dict[str, Any]]:
+    """A row a method, with the share of specimens by size of their set."""
+    rows = found.sets.to_dicts()
+    for row in rows:
+        sizes = found.set_sizes.filter(pl.col("method") == row["method"])
+        total = max(1, int(sizes["specimens"].sum()))
+        row["shares"] = [
+            int(sizes.filter(pl.col("size").is_between(low, high))["specimens"].sum()) / total
+            for low, high in SIZES.values()
+        ]
+    return rows
 
 
-def _apart(places: Iterable[float], gap: float = 15) -> list[float]:
-    """Sorted places moved down so far that labels at them do not touch."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    return moved
+def _warnings(sets: pl.DataFrame) -> dict[str, list[str]]:
+    """Warning -> the methods that it is about."""
+    said: dict[str, list[str]] = {}
+    for method, warnings in sets.select("method", "warnings").iter_rows():
+        for text in warnings or ():
+            said.setdefault(text, []).append(method)
+    return said

@@ -1,7 +1,6 @@
 """From a predictions table and a catalogue to scores. No model, no torch."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -10,19 +9,41 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from bioscan.analysis import intervals, metrics
-from bioscan.analysis.splits import split_hash
-from bioscan.analysis.taxonomy import Taxonomy
-from bioscan.analysis.taxonomy import within as rows_within
-from bioscan.data.metadata import key_of, read_footer, read_metadata, scan_metadata
-from bioscan.data.predictions import Scores, check_predictions, read_predictions, read_record, read_scores
-from bioscan.errors import DataError, RequestError, near, unknown
-from bioscan.vocabulary import KEYS, RANKS, ROLES
+from bioscan.analysis import confidence, conformal, groups, intervals, metrics
+from bioscan.errors import RequestError, near, unknown
+from bioscan.jobs.evaluation_inputs import (
+    AtRank,
+    Inputs,
+    Ints,
+    Taxa,
+    down_to,
+    joined_at,
+    leaf_paths,
+    numbers_of,
+    paths_of,
+    rank_to_compare,
+)
+from bioscan.jobs.evaluation_scores import (
+    SETS_SCHEMA,
+    SIZES_SCHEMA,
+    FromScores,
+    SetsWanted,
+    Threshold,
+    Validation,
+    from_scores,
+    needing_scores,
+)
+from bioscan.vocabulary import RANKS
 
 KS: Final = (1, 3, 5, 10)
-NO_EXPERIMENT: Final = "none"
-"""Instead of an experiment: every labelled specimen counts, whatever its role."""
-
+SETS: Final = ("lac", "pas", "mondrian")
+"""Methods of prediction sets that are made unasked: the smallest, the fairest to rare taxa, and a promise for
+rare and common taxa each. `aps` and `raps` cost more time than these together."""
+COVERAGE: Final = 0.9
+BUCKETS: Final = (20, 100)
+"""Training specimens of a taxon: fewer are few, up to the second medium, more many (Liu et al. 2019)."""
+RISKS: Final = (0.01, 0.02, 0.05, 0.1)
+"""Shares of wrong answers for which `Confidence.coverage_at` says how many specimens can be answered."""
 AVERAGES: Final = {"macro": "support", "macro_all": "all", "macro_seen": "seen"}
 """Average over classes -> its convention in `metrics.CONVENTIONS`. `micro` is the mean over specimens."""
 
@@ -35,8 +56,6 @@ COUNTS: Final = {
     "other": "predicted, but of another role or taxon: left out",
     "not_in_catalogue": "predicted, but not in the catalogue: left out",
 }
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,14 +73,67 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """What the probability of a class must reach for average-k."""
+class Confidence:
+    """What the probability of an answer is worth. See `analysis.confidence` for the formulas.
 
-    value: float
-    validation: int
-    """Validation specimens that it comes from."""
-    mean_set_size: float
-    """Classes that reach it per evaluated specimen: near k if the validation specimens are like them."""
+    A specimen without an answer, or whose answer has no probability, is left out of the calibration errors
+    and the reliability curve; in risk and coverage it comes last and is wrong.
+    """
+
+    n: int
+    """Specimens that count."""
+    answered: int
+    """Of these, with a probability of their answer."""
+    mean: float
+    """Mean probability of the answers."""
+    accuracy: float
+    """Share of the same answers that is right: what `mean` promises."""
+    ece: float
+    """Expected calibration error, bins of equal width."""
+    ece_mass: float
+    """The same, bins of equally many specimens."""
+    ece_classwise: float | None
+    """The same over all classes' probabilities; None where there are no scores."""
+    brier: Score | None
+    """Mean Brier score, 0 to 2; the interval is the normal one of a mean. None where there are no scores."""
+    nll: Score | None
+    """Mean negative log-likelihood; its `n` are the specimens whose taxon the model knows. None where there
+    are no scores."""
+    aurc: float
+    """Area under the risk-coverage curve."""
+    aurc_best: float
+    """The least that it could be with as many errors: all of them less sure than all right answers."""
+    coverage_at: dict[float, float]
+    """Share of wrong answers -> greatest share of specimens, the surest first, with no more of them. Found on
+    the same specimens: a description, no promise."""
+    reliability: pl.DataFrame
+    """Bins of equal width: `low, high, n, confidence, accuracy, accuracy_low, accuracy_high`."""
+    risk_coverage: pl.DataFrame
+    """From the surest specimens down: `coverage, threshold, n, risk, low, high`; at most 200 rows. The
+    threshold is null where specimens without a probability come in."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        made = {f.name: getattr(self, f.name) for f in fields(self)}
+        scores = {name: asdict(made[name]) for name in ("brier", "nll") if made[name]}
+        return made | scores | {name: made[name].to_dicts() for name in ("reliability", "risk_coverage")}
+
+
+BUCKETS_SCHEMA: Final[dict[str, Any]] = {
+    "bucket": pl.String,
+    "at_least": pl.Int64,
+    "at_most": pl.Int64,
+    "taxa": pl.Int64,
+    "specimens": pl.Int64,
+    "micro": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "macro": pl.Float64,
+    "macro_low": pl.Float64,
+    "macro_high": pl.Float64,
+}
+"""Columns of `Evaluation.buckets`."""
+_TABLES: Final = ("per_class", "confusion", "buckets", "sets", "set_sizes")
 
 
 @dataclass(frozen=True)
@@ -87,6 +159,18 @@ class Evaluation:
     f1, confused_with, confused` (the most common wrong answer and how often it was given)."""
     confusion: pl.DataFrame
     """Cells that are not empty: `taxon`, `named` (null: no answer), `specimens`."""
+    confidence: Confidence | None
+    """None where no answer has a probability."""
+    buckets: pl.DataFrame
+    """Taxa by how many training specimens they have, the most first: `bucket` (many, medium, few, unseen),
+    `at_least` and `at_most` (training specimens; null: no bound), `taxa`, `specimens`; top-1 `micro` with its
+    interval `low, high`, and `macro` with `macro_low, macro_high`. No rows where training is not known."""
+    sets: pl.DataFrame
+    """Conformal prediction sets, a row a method: `method`, `asked` (coverage), `threshold`, `calibration` and
+    `groups` (validation specimens that calibrate, and their groups), `n`, `coverage` with `low, high`,
+    `macro_coverage` (mean over taxa), `mean_size`, `median_size`, `empty` (sets), `warnings` (list)."""
+    set_sizes: pl.DataFrame
+    """How often a set has a size: `method, size, specimens`."""
     specimens: pl.DataFrame
     """A row each: key, `taxon`, `named`, `probability` of the answer (null where not given), `error`."""
     same_split: bool | None
@@ -104,14 +188,15 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: everything but the single specimens."""
-        tables = {name: getattr(self, name).to_dicts() for name in ("per_class", "confusion")}
+        tables = {name: getattr(self, name).to_dicts() for name in _TABLES}
         scores = {
             metric: {average: asdict(score) for average, score in averages.items()}
             for metric, averages in self.metrics.items()
         }
         thresholds = {metric: asdict(threshold) for metric, threshold in self.thresholds.items()}
         made = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "specimens"}
-        return made | {"metrics": scores, "thresholds": thresholds} | tables
+        worth = self.confidence.to_dict() if self.confidence else None
+        return made | {"metrics": scores, "thresholds": thresholds, "confidence": worth} | tables
 
     def table(self) -> pl.DataFrame:
         """The metrics as columns `metric, average, value, low, high, n, classes`."""
@@ -137,6 +222,9 @@ def evaluate(
     role: str | None = None,
     within: str | None = None,
     ks: Sequence[int] = KS,
+    sets: Sequence[str] = SETS,
+    coverage: float = COVERAGE,
+    buckets: tuple[int, int] = BUCKETS,
     seed: int = 1,
 ) -> Evaluation:
     """Score predictions against the names in a catalogue, joined by key.
@@ -152,14 +240,20 @@ def evaluate(
         role: Whose specimens count; None: `test` where there is an experiment.
         within: Only specimens below this taxon; None: the record's.
         ks: k of top-k and average-k.
+        sets: Methods of conformal prediction sets, of `analysis.conformal.METHODS`. They are calibrated on
+            the validation specimens that did not choose the model's epoch, or on all where it is not known
+            which these are.
+        coverage: Share of specimens whose true taxon the sets shall hold.
+        buckets: Training specimens of a taxon from which it is medium, and above which many.
         seed: Of the bootstrap.
 
     Raises:
         RequestError: a column or name that is not there; no specimen left.
         DataError: an input that cannot be used.
     """
-    found = _Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within, ks=ks)
-    return _evaluate(found, _rank(rank or found.record.get("rank"), found.table), ks, seed)
+    wanted = _Wanted.checked(ks, sets, coverage, buckets, seed)
+    found = Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within)
+    return _evaluate(found, rank_to_compare(rank or found.record.get("rank"), found.table), wanted)
 
 
 def evaluate_ranks(
@@ -170,6 +264,9 @@ def evaluate_ranks(
     role: str | None = None,
     within: str | None = None,
     ks: Sequence[int] = KS,
+    sets: Sequence[str] = SETS,
+    coverage: float = COVERAGE,
+    buckets: tuple[int, int] = BUCKETS,
     seed: int = 1,
 ) -> dict[str, Evaluation]:
     """Rank -> scores, root down, for each rank of the model; where it has one only, or is not known, for each
@@ -182,31 +279,60 @@ def evaluate_ranks(
         RequestError: a column or name that is not there; no specimen left at any rank.
         DataError: an input that cannot be used.
     """
-    found = _Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within, ks=ks)
-    ranks = found.record.get("ranks") or ()
-    if len(ranks) < 2:
-        ranks = _named_ranks(found.table)
+    wanted = _Wanted.checked(ks, sets, coverage, buckets, seed)
+    found = Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within)
+    ranks = found.ranks
     labelled = [rank for rank in ranks if rank in found.frame.columns and found.predicted_at(rank)]
     if not labelled:
-        _joined(found.chosen, found.table, found.key, RANKS[-1])  # tells where no key is in both
+        joined_at(found.chosen, found.table, found.key, RANKS[-1])  # tells where no key is in both
         raise RequestError(
             f"no predicted specimen has a name at a rank of the predictions ({', '.join(ranks) or 'none'})"
         )
-    return {rank: _evaluate(found, rank, ks, seed) for rank in labelled}
+    return {rank: _evaluate(found, rank, wanted) for rank in labelled}
 
 
-def _evaluate(found: "_Inputs", rank: str, ks: Sequence[int], seed: int) -> Evaluation:
+@dataclass(frozen=True)
+class _Wanted:
+    """What to compute; the fields are arguments of `evaluate`."""
+
+    ks: tuple[int, ...]
+    sets: tuple[str, ...]
+    coverage: float
+    buckets: tuple[int, int]
+    seed: int
+
+    @classmethod
+    def checked(
+        cls, ks: Sequence[int], sets: Sequence[str], coverage: float, buckets: tuple[int, int], seed: int
+    ) -> "_Wanted":
+        if not ks or min(ks) < 1:
+            raise RequestError("k must be 1 or more")
+        for method in sets:
+            if method not in conformal.METHODS:
+                raise unknown("method of prediction sets", method, conformal.METHODS)
+        if not 0 < coverage < 1:
+            raise RequestError(f"the coverage of prediction sets must lie between 0 and 1, not {coverage:g}")
+        if not 0 < buckets[0] <= buckets[1]:
+            raise RequestError(f"buckets are two rising numbers above 0, not {buckets[0]} and {buckets[1]}")
+        return cls(tuple(ks), tuple(dict.fromkeys(sets)), coverage, buckets, seed)
+
+
+def _evaluate(found: Inputs, rank: str, wanted: _Wanted) -> Evaluation:
     """The scores at a rank."""
-    table, scores, experiment = found.table, found.scores, found.experiment
+    table, scores, seed = found.table, found.scores, wanted.seed
     if rank not in found.frame.columns:
         raise RequestError(f"the catalogue has no column '{rank}'{near(rank, found.frame.columns)}")
     key = found.key
-    joined = _joined(found.chosen, table, key, rank)
+    joined = joined_at(found.chosen, table, key, rank)
     counted = joined.filter(pl.col(rank).is_not_null())
     if counted.is_empty():
         raise RequestError(f"none of the {joined.height:,} predicted specimens has a name at rank {rank}")
-    truth, answers, model = _paths(counted, rank), _paths(counted, rank, "named "), _leaf_paths(scores, rank)
-    taxa = _Taxa.of(rank, truth, model)
+    truth, answers, model = (
+        paths_of(counted, rank),
+        paths_of(counted, rank, "named "),
+        leaf_paths(scores, rank),
+    )
+    taxa = Taxa.of(rank, truth, model)
     names = {"taxon": taxa.labels(truth), "named": taxa.labels(answers)}
     specimens = counted.with_columns(**names).select(key, "taxon", "named", "probability", "error")
     leaf_labels = taxa.labels(model)
@@ -214,23 +340,34 @@ def _evaluate(found: "_Inputs", rank: str, ks: Sequence[int], seed: int) -> Eval
     others = [specimens[column].drop_nulls().unique().sort() for column in ("taxon", "named")]
     labels = pl.concat([known, *others]).unique(maintain_order=True).to_list()
     sample = _Sample.of(specimens, labels)
+    training = _training(found, taxa, labels)
     made = {"top_1": _shares(sample.named_N == sample.targets_N, sample, seed)}
-    thresholds: dict[str, Threshold] = {}
+    from_all: FromScores | None = None
+    why: dict[str, str] = {}
     if scores is None:
-        why = dict.fromkeys(_needing_scores(ks), "there is no scores file beside the predictions")
+        why |= dict.fromkeys(needing_scores(wanted.ks), "there is no scores file beside the predictions")
     elif known.is_empty():
-        why = dict.fromkeys(_needing_scores(ks), f"the model has no taxon at rank {rank}")
+        why |= dict.fromkeys(needing_scores(wanted.ks), f"the model has no taxon at rank {rank}")
     else:
-        at_rank = _AtRank(scores, _numbers(leaf_labels, labels), known.len())
-        has_role = pl.col(experiment) == "validation" if experiment else pl.lit(False)
-        validation = found.inside.filter(has_role, pl.col(rank).is_not_null())[key]
-        right, thresholds, why = _from_scores(at_rank, specimens, sample, validation, ks)
-        made |= {name: _shares(right_N, sample, seed) for name, right_N in right.items()}
+        counts_K = None if training is None else training[: known.len()]
+        sets = SetsWanted(wanted.sets, wanted.coverage, counts_K, wanted.buckets)
+        validation = _validation(found, taxa, labels[: known.len()])
+        at_rank = AtRank(scores, numbers_of(leaf_labels, labels), known.len())
+        from_all = from_scores(
+            at_rank, specimens, sample.targets_N, sample.named_N, validation, wanted.ks, sets
+        )
+        made |= {name: _shares(right_N, sample, seed) for name, right_N in from_all.right.items()}
+        why |= from_all.not_computable
     made["f1"] = _f1(sample, seed)
-    in_catalogue = int(table[key].is_in(found.frame[key].drop_nulls().implode()).sum())
+    worth = _confidence(specimens, sample, from_all)
+    if worth is None:
+        why["confidence"] = f"no answer has a probability (column {rank}_probability)"
+    if training is None:
+        why["buckets"] = "the catalogue has no training specimens with a name at the rank"
+    in_catalogue = found.frame.select(key).join(table.select(key), on=key, how="semi").height
     return Evaluation(
         rank=rank,
-        experiment=experiment,
+        experiment=found.experiment,
         role=found.role,
         within=found.within,
         n=specimens.height,
@@ -242,248 +379,19 @@ def _evaluate(found: "_Inputs", rank: str, ks: Sequence[int], seed: int) -> Eval
             "not_in_catalogue": table.height - in_catalogue,
         },
         metrics=made,
-        thresholds=thresholds,
+        thresholds=from_all.thresholds if from_all else {},
         not_computable=why,
         per_class=_per_class(sample, labels),
         confusion=_confusion(sample, labels),
+        confidence=worth,
+        buckets=_buckets(sample, training, wanted),
+        sets=from_all.sets if from_all else pl.DataFrame(schema=SETS_SCHEMA),
+        set_sizes=from_all.set_sizes if from_all else pl.DataFrame(schema=SIZES_SCHEMA),
         specimens=specimens,
         same_split=found.same_split,
         homonyms=sorted(taxa.homonyms),
         record=found.record,
     )
-
-
-# -- reading
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What an evaluation at any rank starts from."""
-
-    table: pl.DataFrame
-    """The predictions."""
-    scores: Scores | None
-    record: dict[str, Any]
-    frame: pl.DataFrame
-    """Of the catalogue: keys, ranks and roles."""
-    inside: pl.DataFrame
-    """Its rows below `within`."""
-    chosen: pl.DataFrame
-    """Of these the rows of the role."""
-    key: str
-    experiment: str | None
-    role: str | None
-    within: str | None
-    same_split: bool | None
-
-    @classmethod
-    def read(
-        cls,
-        predictions: Path | str | pl.DataFrame,
-        catalogue: Path | str | pl.DataFrame,
-        *,
-        experiment: str | None,
-        role: str | None,
-        within: str | None,
-        ks: Sequence[int],
-    ) -> "_Inputs":
-        """The tables, checked; the arguments are those of `evaluate`."""
-        if role is not None and role not in ROLES:
-            raise unknown("role", role, ROLES)
-        if not ks or min(ks) < 1:
-            raise RequestError("k must be 1 or more")
-        if isinstance(predictions, pl.DataFrame):
-            table, scores, record = check_predictions(predictions), None, {}
-        else:
-            table = read_predictions(predictions)
-            scores, record = read_scores(predictions), read_record(predictions)
-        within = within or record.get("within")
-        frame = _catalogue(catalogue, experiment, record.get("experiment"))
-        experiment = None if experiment == NO_EXPERIMENT else experiment or record.get("experiment")
-        if role and not experiment:
-            raise RequestError(f"role {role} of which split? Name its column: --experiment")
-        role = (role or "test") if experiment else None
-        inside = rows_within(frame, within) if within else frame
-        chosen = inside.filter(pl.col(experiment) == role) if experiment else inside
-        if chosen.is_empty():
-            below = f" of {within}" if within else ""
-            raise RequestError(
-                f"no specimen{below} has role {role} in {experiment}; "
-                f"--experiment {NO_EXPERIMENT} counts every labelled specimen"
-            )
-        key, same_split = _common_key(table, frame), _same_split(catalogue, frame, experiment, record)
-        return cls(table, scores, record, frame, inside, chosen, key, experiment, role, within, same_split)
-
-    def predicted_at(self, rank: str) -> int:
-        """Specimens that are chosen, labelled at a rank and predicted."""
-        labelled = self.chosen.filter(pl.col(rank).is_not_null())
-        return labelled.join(self.table, on=self.key, how="semi").height
-
-
-def _named_ranks(table: pl.DataFrame) -> list[str]:
-    """Ranks at which some specimen is named, root down."""
-    return [r for r in RANKS if r in table.columns and table[r].null_count() < table.height]
-
-
-def _rank(wanted: str | None, table: pl.DataFrame) -> str:
-    present = [r for r in RANKS if r in table.columns]
-    if wanted is None:
-        return (_named_ranks(table) or present)[-1]
-    if wanted not in RANKS:
-        raise unknown("rank", wanted, RANKS)
-    if wanted not in present:
-        raise RequestError(f"the predictions have no column '{wanted}'; they name {', '.join(present)}")
-    return wanted
-
-
-def _catalogue(
-    catalogue: Path | str | pl.DataFrame, experiment: str | None, recorded: str | None
-) -> pl.DataFrame:
-    """Its keys, ranks and roles."""
-    if isinstance(catalogue, pl.DataFrame):
-        known = catalogue.columns
-    else:
-        known = scan_metadata(catalogue).collect_schema().names()
-    column = None if experiment == NO_EXPERIMENT else experiment or recorded
-    if column and column not in known:
-        if experiment:
-            raise RequestError(f"the catalogue has no column '{column}'{near(column, known)}")
-        raise RequestError(
-            f"the catalogue has no column '{column}', the experiment that the predictions were made for; "
-            f"name another, or --experiment {NO_EXPERIMENT} to count every labelled specimen"
-        )
-    columns = [c for c in known if c in (*KEYS, *RANKS, column)]
-    return (
-        catalogue.select(columns)
-        if isinstance(catalogue, pl.DataFrame)
-        else read_metadata(catalogue, columns)
-    )
-
-
-def _same_split(
-    catalogue: Path | str | pl.DataFrame, frame: pl.DataFrame, experiment: str | None, record: dict[str, Any]
-) -> bool | None:
-    """The split's hash against that of the training; a catalogue has it in its footer."""
-    trained = record.get("split_hash") if record.get("experiment") == experiment else None
-    if not trained or experiment is None:
-        return None
-    footer = {}
-    if not isinstance(catalogue, pl.DataFrame) and Path(catalogue).suffix == ".parquet":
-        footer = read_footer(catalogue)
-    made = footer.get("split", {}).get("experiments", {}).get(experiment, {}).get("hash")
-    if made is None or "mended" in footer:  # rows may have been dropped since
-        made = split_hash(frame[key_of(frame.columns)], frame[experiment])
-    return bool(made == trained)
-
-
-def _common_key(table: pl.DataFrame, frame: pl.DataFrame) -> str:
-    """The key column of both, checked."""
-    usable = [k for k in KEYS if k in table.columns and not table[k].has_nulls()]
-    common = [k for k in usable if k in frame.columns]
-    if not common:
-        raise DataError(f"the predictions have key {' and '.join(usable)}, which the catalogue has not")
-    key = common[0]
-    for where, keys in (("the predictions", table[key]), ("the catalogue", frame[key].drop_nulls())):
-        if keys.n_unique() < keys.len():
-            twice = keys.filter(keys.is_duplicated()).unique(maintain_order=True).head(3)
-            raise DataError(f"{where}: {key} occurs more than once: {', '.join(twice)}")
-    return key
-
-
-def _joined(chosen: pl.DataFrame, table: pl.DataFrame, key: str, rank: str) -> pl.DataFrame:
-    """The chosen specimens that have a prediction: key, ranks, the ranks as `named …`, `probability`,
-    `error`.
-    """
-    answered = pl.col("error").is_null() if "error" in table.columns else pl.lit(True)
-    named = [
-        pl.when(answered).then(pl.col(r)).alias(f"named {r}") for r in _down_to(rank) if r in table.columns
-    ]
-    probability = f"{rank}_probability"
-    answers = table.select(
-        key,
-        *named,
-        (pl.col(probability) if probability in table.columns else pl.lit(None, pl.Float64)).alias(
-            "probability"
-        ),
-        (pl.col("error") if "error" in table.columns else pl.lit(None, pl.String)).alias("error"),
-    )
-    truth = chosen.select(key, *(r for r in _down_to(rank) if r in chosen.columns))
-    joined = truth.join(answers, on=key, how="inner", maintain_order="left")
-    if joined.is_empty():
-        raise DataError(
-            f"none of the {chosen.height:,} specimens is in the predictions; their {key} is like "
-            f"{chosen[key].drop_nulls().first()!r}, that of the predictions like {table[key].first()!r}"
-        )
-    return joined
-
-
-def _down_to(rank: str) -> tuple[str, ...]:
-    return RANKS[: RANKS.index(rank) + 1]
-
-
-# -- names and classes
-
-
-@dataclass(frozen=True)
-class _Taxa:
-    """Labels of taxa: their names, and where a name stands for several taxa also the names above."""
-
-    rank: str
-    homonyms: frozenset[str]
-    tree: Taxonomy | None
-    """Of the homonyms."""
-
-    @classmethod
-    def of(cls, rank: str, truth: pl.DataFrame, model: pl.DataFrame) -> "_Taxa":
-        """Truth and model may disagree about the names above: that alone makes no homonym."""
-        homonyms = _homonyms(truth, rank) | _homonyms(model, rank)
-        both = pl.concat([truth, model]).filter(pl.col(rank).is_in(list(homonyms)))
-        return cls(rank, frozenset(homonyms), Taxonomy.build(both, [rank]) if homonyms else None)
-
-    def labels(self, paths: pl.DataFrame) -> pl.Series:
-        """Label of the taxon of each path; null where the path has no name at the rank."""
-        names = paths[self.rank]
-        if self.tree is None:
-            return names
-        known = {int(node): _long_label(self.tree.paths[node]) for node in self.tree.leaves_L}
-        nodes = pl.Series(self.tree.targets(paths))
-        longer = nodes.replace_strict(known, default=None, return_dtype=pl.String)
-        return longer.zip_with(names.is_in(list(self.homonyms)) & longer.is_not_null(), names)
-
-
-def _long_label(path: Sequence[str | None]) -> str:
-    return f"{path[-1]} ({' > '.join(name for name in path[:-1] if name) or 'no ranks above'})"
-
-
-def _homonyms(paths: pl.DataFrame, rank: str) -> set[str]:
-    """Names at the rank that stand for several taxa."""
-    distinct = paths.filter(pl.col(rank).is_not_null()).unique(maintain_order=True)
-    several = distinct.filter(pl.col(rank).is_duplicated())
-    if several.is_empty():
-        return set()
-    tree = Taxonomy.build(several, [rank])
-    taxa = Counter(tree.name(int(node)) for node in tree.leaves_L)
-    return {name for name, count in taxa.items() if count > 1}
-
-
-def _paths(frame: pl.DataFrame, rank: str, prefix: str = "") -> pl.DataFrame:
-    """The rank columns down to a rank, absent ones null."""
-    return frame.select(
-        (pl.col(f"{prefix}{r}") if f"{prefix}{r}" in frame.columns else pl.lit(None, pl.String)).alias(r)
-        for r in _down_to(rank)
-    )
-
-
-def _leaf_paths(scores: Scores | None, rank: str) -> pl.DataFrame:
-    """Lineages of the model's leaves down to a rank."""
-    ranks = _down_to(rank)
-    rows = [(*leaf, *(None,) * len(ranks))[: len(ranks)] for leaf in scores.leaves] if scores else []
-    return pl.DataFrame(rows, schema=dict.fromkeys(ranks, pl.String), orient="row")
-
-
-def _numbers(names: pl.Series, labels: Sequence[str]) -> Ints:
-    table = {label: number for number, label in enumerate(labels)}
-    return names.replace_strict(table, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
 
 
 @dataclass(frozen=True)
@@ -498,13 +406,19 @@ class _Sample:
     @classmethod
     def of(cls, specimens: pl.DataFrame, labels: Sequence[str]) -> "_Sample":
         """Class numbers are places in `labels`."""
-        targets_N, named_N = (_numbers(specimens[column], labels) for column in ("taxon", "named"))
+        targets_N, named_N = (numbers_of(specimens[column], labels) for column in ("taxon", "named"))
         return cls(
             targets_N,
             named_N,
             metrics.class_counts(targets_N, len(labels)),
             metrics.class_counts(named_N, len(labels)),
         )
+
+    def only(self, rows_N: NDArray[np.bool_]) -> "_Sample":
+        """The same classes, fewer specimens."""
+        targets_N, named_N = self.targets_N[rows_N], self.named_N[rows_N]
+        counts = (metrics.class_counts(column, self.support_C.size) for column in (targets_N, named_N))
+        return _Sample(targets_N, named_N, *counts)
 
 
 def _counts(specimens: pl.DataFrame, known: pl.Series | None) -> dict[str, int]:
@@ -515,109 +429,123 @@ def _counts(specimens: pl.DataFrame, known: pl.Series | None) -> dict[str, int]:
     return counts
 
 
-# -- scores of the leaves
+# -- specimens of other roles
 
 
-@dataclass(frozen=True)
-class _AtRank:
-    """Probabilities of the K classes at a rank: sums over the leaves below each."""
-
-    scores: Scores
-    class_L: Ints
-    num_classes: int
-
-    def batches(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Rows of the scores file, and their probabilities of shape (rows, K)."""
-        order = np.argsort(self.class_L, kind="stable")
-        order = order[self.class_L[order] >= 0]
-        starts = np.searchsorted(self.class_L[order], np.arange(self.num_classes))
-        same = np.array_equal(order, np.arange(self.num_classes)) and order.size == self.class_L.size
-        for rows, batch_NL in self.scores.batches():
-            yield rows, batch_NL if same else np.add.reduceat(batch_NL[:, order], starts, axis=1)
+def _training(found: Inputs, taxa: Taxa, labels: Sequence[str]) -> Ints | None:
+    """Training specimens of each class; None where there are none."""
+    if found.experiment is None:
+        return None
+    there = [rank for rank in down_to(taxa.rank) if rank in found.inside.columns]
+    columns = found.inside.select(found.experiment, *there)
+    rows = columns.filter(pl.col(found.experiment) == "train", pl.col(taxa.rank).is_not_null())
+    if rows.is_empty():
+        return None
+    counted = taxa.labels(paths_of(rows, taxa.rank)).value_counts(name="specimens")
+    classes = numbers_of(counted[:, 0], labels)
+    counts_C = np.bincount(classes + 1, counted["specimens"].to_numpy(), len(labels) + 1)
+    return counts_C[1:].astype(np.int64)
 
 
-_AVERAGE_RULES: Final = ("average", "reference_average")
+def _validation(found: Inputs, taxa: Taxa, known: Sequence[str]) -> Validation:
+    """The labelled validation specimens, and which of them prediction sets are calibrated on."""
+    has_role = pl.col(found.experiment) == "validation" if found.experiment else pl.lit(False)
+    rows = found.inside.filter(has_role, pl.col(taxa.rank).is_not_null())
+    targets_V = numbers_of(taxa.labels(paths_of(rows, taxa.rank)), known)
+    cut = found.record.get("calibration_cut")
+    names, by = groups.groups_of(rows, cut["group"] if cut else "auto")
+    calibrates_V = np.ones(rows.height, bool)
+    if found.role == "validation":
+        calibrates_V[:] = False
+        told = "prediction sets come from validation specimens, and these are the ones that are evaluated"
+    elif rows.is_empty():
+        told = ""
+    elif cut:
+        calibrates_V = groups.cut(names, cut["share"], cut["seed"])
+        told = f"calibrated on the validation specimens that did not choose the epoch (cut by {by})"
+    else:
+        told = "calibrated on all validation specimens, also those that chose the epoch"
+    return Validation(rows[found.key], targets_V, calibrates_V, names.filter(calibrates_V).n_unique(), told)
 
 
-def _needing_scores(ks: Sequence[int]) -> list[str]:
-    return [f"top_{k}" for k in ks if k > 1] + [f"{rule}_{k}" for rule in _AVERAGE_RULES for k in ks]
+# -- confidence and buckets
 
 
-def _from_scores(
-    at_rank: _AtRank, specimens: pl.DataFrame, sample: _Sample, validation: pl.Series, ks: Sequence[int]
-) -> tuple[dict[str, NDArray[np.bool_]], dict[str, Threshold], dict[str, str]]:
-    """What needs probabilities: who is right by each metric, thresholds, and what cannot be computed.
+def _confidence(specimens: pl.DataFrame, sample: "_Sample", found: FromScores | None) -> Confidence | None:
+    given = pl.when(pl.col("named").is_not_null()).then(pl.col("probability"))
+    probability_N = specimens.select(given).to_series().cast(pl.Float64).to_numpy()
+    answered_N = ~np.isnan(probability_N)
+    if not answered_N.any():
+        return None
+    order = np.argsort(probability_N, kind="stable")  # once: what follows sorts again, and finds it sorted
+    probability_N, right_N = probability_N[order], (sample.named_N == sample.targets_N)[order]
+    falling = probability_N[::-1], right_N[::-1]
+    curve = pl.DataFrame(confidence.risk_coverage(*falling))
+    return Confidence(
+        n=right_N.size,
+        answered=int(answered_N.sum()),
+        mean=float(np.nanmean(probability_N)),
+        accuracy=float(right_N[: answered_N.sum()].mean()),
+        ece=confidence.calibration_error(probability_N, right_N),
+        ece_mass=confidence.calibration_error(probability_N, right_N, kind="mass"),
+        ece_classwise=found.classwise if found else None,
+        brier=_mean(found.brier_N) if found else None,
+        nll=_mean(found.nll_N) if found else None,
+        aurc=confidence.aurc(*falling),
+        aurc_best=confidence.best_aurc(right_N),
+        coverage_at={risk: confidence.coverage_at_risk(*falling, risk) for risk in RISKS},
+        reliability=pl.DataFrame(confidence.reliability_curve(probability_N, right_N)),
+        risk_coverage=curve.with_columns(pl.when(pl.col("threshold").is_finite()).then(pl.col("threshold"))),
+    )
 
-    The scores are gone through in batches, several times.
-    """
-    num_classes, keys = at_rank.num_classes, at_rank.scores.keys[specimens.columns[0]]
-    at_S = _places(keys, specimens[:, 0])
-    is_validation_S = _places(keys, validation) >= 0
-    expected_N = specimens["error"].is_null().to_numpy().copy()
-    expected_N[at_S[at_S >= 0]] = False
-    absent = np.flatnonzero(expected_N)
-    if absent.size:
-        raise DataError(
-            f"{at_rank.scores.path}: {absent.size:,} of the {specimens.height:,} specimens are not in it "
-            f"(first: {specimens[int(absent[0]), 0]}); it is not of these predictions"
+
+def _mean(values_N: NDArray[np.float64]) -> Score | None:
+    """The mean of what is known, with the normal interval of a mean; None without a value."""
+    known = values_N[~np.isnan(values_N)]
+    if not known.size:
+        return None
+    value = float(known.mean())
+    half = intervals.Z95 * float(known.std(ddof=1)) / known.size**0.5 if known.size > 1 else float("nan")
+    return Score(value, max(0.0, value - half), value + half, known.size, None)
+
+
+def _buckets(sample: "_Sample", training_C: Ints | None, wanted: _Wanted) -> pl.DataFrame:
+    """See `Evaluation.buckets`."""
+    if training_C is None:
+        return pl.DataFrame(schema=BUCKETS_SCHEMA)
+    few, many = wanted.buckets
+    bounds: dict[str, tuple[int, int | None]] = {
+        "many": (many + 1, None),
+        "medium": (few, many),
+        "few": (1, few - 1),
+        "unseen": (0, 0),
+    }
+    rows = []
+    right_N = sample.named_N == sample.targets_N
+    for bucket, (least, most) in bounds.items():
+        inside_C = (training_C >= least) & (True if most is None else training_C <= most)
+        rows_N = inside_C[sample.targets_N]
+        if not rows_N.any():
+            continue
+        part = sample.only(rows_N)
+        scores = _shares(right_N[rows_N], part, wanted.seed)
+        micro, macro = scores["micro"], scores["macro"]
+        rows.append(
+            {
+                "bucket": bucket,
+                "at_least": least,
+                "at_most": most,
+                "taxa": macro.classes,
+                "specimens": micro.n,
+                "micro": micro.value,
+                "low": micro.low,
+                "high": micro.high,
+                "macro": macro.value,
+                "macro_low": macro.low,
+                "macro_high": macro.high,
+            }
         )
-    place_N = np.full(specimens.height, num_classes)
-    score_N = np.full(specimens.height, np.nan)
-    ends: list[NDArray[np.float32]] = []  # the first and the last validation row
-    validations = 0
-    for rows, batch_BK in at_rank.batches():
-        here_B = at_S[rows] >= 0
-        part_BK, at_B = batch_BK[here_B], at_S[rows][here_B]
-        targets_B, named_B = sample.targets_N[at_B], sample.named_N[at_B]
-        truth_B = metrics.rank_of_truth(part_BK, targets_B)
-        behind_B = metrics.rank_of_truth(part_BK, named_B) > truth_B  # the named taxon moves to the front
-        place_N[at_B] = np.where(named_B == targets_B, 0, truth_B + behind_B)
-        score_N[at_B] = metrics.score_of_truth(part_BK, targets_B)
-        part_BK = _complete(batch_BK[is_validation_S[rows]])
-        if part_BK.shape[0]:
-            ends = [ends[0] if ends else part_BK[0], part_BK[-1]]
-        validations += part_BK.shape[0]
-    inner = [k for k in ks if k < num_classes]
-    too_large = f"k is not below {num_classes}, the classes of the model: every answer would be right"
-    why = {name: too_large for name in _needing_scores([k for k in ks if k >= num_classes])}
-    right = {f"top_{k}": place_N < k for k in inner if k > 1}
-    if not validations:
-        names = [f"{rule}_{k}" for rule in _AVERAGE_RULES for k in inner]
-        why |= dict.fromkeys(names, "thresholds come from validation specimens; there are none with scores")
-        return right, {}, why
-
-    def validation_batches() -> Iterator[NDArray[np.float32]]:
-        return (_complete(batch_BK[is_validation_S[rows]]) for rows, batch_BK in at_rank.batches())
-
-    found = metrics.average_k_thresholds(validation_batches, inner)
-    values = {f"average_{k}": value for k, value in zip(inner, found, strict=True)}
-    values |= {
-        f"reference_average_{k}": metrics.reference_average_k_threshold(np.stack(ends), k) for k in inner
-    }
-    sizes = dict.fromkeys(values, 0)
-    scored = 0
-    for rows, batch_BK in at_rank.batches():
-        part_BK = _complete(batch_BK[at_S[rows] >= 0])
-        scored += part_BK.shape[0]
-        for name, value in values.items():
-            sizes[name] += int(metrics.set_sizes(part_BK, value).sum())
-    thresholds = {
-        name: Threshold(value, validations, sizes[name] / max(1, scored)) for name, value in values.items()
-    }
-    return right | {name: score_N >= value for name, value in values.items()}, thresholds, why
-
-
-def _places(keys: pl.Series, wanted: pl.Series) -> Ints:
-    """Per key its place among the wanted ones, -1 where it is none of them."""
-    places = pl.DataFrame({"key": wanted}).with_row_index("place")
-    found = pl.DataFrame({"key": keys}).join(places, on="key", how="left", maintain_order="left")["place"]
-    return found.cast(pl.Int64).fill_null(-1).to_numpy()
-
-
-def _complete(batch_BK: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rows that have scores."""
-    rows: NDArray[np.float32] = batch_BK[~np.isnan(batch_BK[:, 0])]
-    return rows
+    return pl.DataFrame(rows, schema=BUCKETS_SCHEMA)
 
 
 # -- averages and intervals

@@ -28,7 +28,12 @@ def run(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> int:
-    """Write one self-contained HTML page: scores, curves, confusion, worst errors, record, licences.
+    """Write one self-contained HTML page: what to believe, scores, confidence, errors, record, licences.
+
+    It opens with three sentences made from the numbers. Then: the scores, also rank by rank and up the
+    taxonomy; what the probabilities are worth, and sets of names; taxa, rare and common, as a table and as a
+    sunburst coloured by the share named right; confusions; the worst errors by confidence and by taxonomic
+    distance; training curves, what was left out, settings, data and licences.
 
     The exit status is 1 if photographs of the worst errors could not be read; the page says which.
 
