@@ -247,6 +247,17 @@ def test_temperatures_by_rank_make_no_rank_surer_than_those_above_it() -> None:
         above_X = np.where(column.is_null().to_numpy(), above_X, values_X)
 
 
+def test_a_rank_without_a_temperature_of_its_own_has_the_sums_that_predict_has() -> None:
+    logits_XL, names = drawn(500, 12, 2.0)
+    outputs, truths = Outputs(MODEL, np.arange(500), {}, logits_XL), labelled(names).table
+    options: dict[str, Any] = {"tau": 0.0, "rule": "leaf", "temperature": 1.3}
+    plain = calibrating.records_of(outputs, np.arange(500), truths, **options)
+    mixed = calibrating.records_of(outputs, np.arange(500), truths, **options, ranks={"family": 1.5})
+    columns = ("order_probability", "order_truth_probability", "order_before", "order_place")
+    assert mixed.select(columns).equals(plain.select(columns))
+    assert not mixed["family_probability"].equals(plain["family_probability"])
+
+
 def test_names_of_strangers_are_wrong_and_those_that_nobody_can_check_are_not_counted() -> None:
     logits_XL = np.zeros((60, TREE.num_leaves), np.float32)
     logits_XL[:, LEAVES.index("Aus")] = 1  # everything is called Aus

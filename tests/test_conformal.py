@@ -119,6 +119,17 @@ def test_what_the_model_cannot_name_is_never_covered_and_counts_against_the_prom
     np.testing.assert_array_equal(contains(np.ones((3, 2), bool), np.array([0, 2, -1])), [True, False, False])
 
 
+def test_mondrian_rests_on_the_records_that_the_model_can_name_alone_and_says_so() -> None:
+    known = [0.05 * number for number in range(1, 20)]
+    truth = of([*known, *[0.0] * 5], [*[0] * 19, *[-1] * 5])
+    found = calibrate("mondrian", truth, error=0.2, bin_K=np.zeros(2, np.int64))
+    assert found.n == 19
+    assert found.threshold == pytest.approx(0.8)  # ceil(20 × 0.8) = 16: p = 0.2
+    assert any("of 5 of 24" in w and "nothing is promised for specimens" in w for w in found.warnings)
+    few = calibrate("mondrian", truth, error=0.04, bin_K=np.zeros(2, np.int64))  # takes 24
+    assert any(w.startswith("19 calibration records are too few") for w in few.warnings)
+
+
 def test_a_bin_with_too_few_records_shares_those_of_other_small_bins_and_says_so() -> None:
     # bin 0: four records, bin 1: six, bin 2: ninety; at error 0.1 nine are needed
     values = [*[0.1, 0.2, 0.3, 0.4], *[0.5] * 6, *[0.9] * 90]

@@ -635,10 +635,14 @@ def test_all_ranks_as_text_json_and_csv(
     assert errors.rows() == [("order", "d"), ("family", "d"), ("genus", "a"), ("species", "a")]
 
 
-def test_of_a_model_of_one_rank_all_are_those_that_are_predicted(by_hand: tuple[Path, Path]) -> None:
+def test_of_a_model_of_one_rank_all_are_those_at_which_taxa_are_to_be_told_apart(
+    by_hand: tuple[Path, Path],
+) -> None:
     assert list(evaluate_ranks(*by_hand)) == ["order"]  # the catalogue has no phylum and no class
     frame = pl.read_csv(by_hand[1]).with_columns(pl.lit("Insecta").alias("class"))
-    assert list(evaluate_ranks(by_hand[0], frame)) == ["class", "order"]
+    assert list(evaluate_ranks(by_hand[0], frame)) == ["order"]  # one class: every answer would be right
+    spider = pl.when(pl.col("order") == pl.col("order").first()).then(pl.lit("Arachnida")).otherwise("class")
+    assert list(evaluate_ranks(by_hand[0], frame.with_columns(spider.alias("class")))) == ["class", "order"]
 
 
 def test_one_rank_tells_that_there_are_others(several: tuple[Path, Path], run_bioscan: Bioscan) -> None:
@@ -683,3 +687,12 @@ def test_an_evaluation_is_frozen(by_hand: tuple[Path, Path]) -> None:
     assert isinstance(found, Evaluation)
     with pytest.raises(AttributeError):
         found.n = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_input_is_never_overwritten(by_hand: tuple[Path, Path], run_bioscan: Bioscan, which: int) -> None:
+    before = by_hand[which].read_bytes()
+    status, _, err = run_bioscan("evaluate", *by_hand, "-o", by_hand[which], "--overwrite")
+    assert status == 2
+    assert err.rstrip().endswith("is an input, and would be overwritten; choose another name")
+    assert by_hand[which].read_bytes() == before

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bioscan import vocabulary
 from bioscan.analysis import groups
 from bioscan.app import open_set
 from bioscan.data import predictions
@@ -99,6 +100,56 @@ def _summing_to_one(scores: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 # -- confidence
+
+
+def test_a_temperature_of_the_rank_is_in_all_that_probabilities_are_worth(tmp_path: Path) -> None:
+    # leaves by order, family, genus; Dus has no family, Orthoptera ends above it
+    names = [
+        ("D", "Da", "Aus"),
+        ("D", "Da", "Bus"),
+        ("D", None, "Dus"),
+        ("D", None, "Eus"),
+        ("O", None, None),
+    ]
+    order, family, genus = (vocabulary.RANKS.index(rank) for rank in ("order", "family", "genus"))
+    leaves: list[list[str | None]] = []
+    for lineage in [*names, ("D", "Db", "Cus")]:
+        leaves.append([None] * (genus + 1))
+        leaves[-1][order], leaves[-1][family], leaves[-1][genus] = lineage
+    scores_NL = np.random.default_rng(0).dirichlet(np.ones(6), 40).astype(np.float32)
+    # classes at the family: Da, Db, D without a family, O
+    parts_N4 = np.stack(
+        [scores_NL[:, leaf].sum(axis=1) for leaf in ([0, 1], [5], [2, 3], [4])], axis=1, dtype=np.float64
+    )
+    shown_N2 = (parts_N4**0.5 / (parts_N4**0.5).sum(axis=1, keepdims=True))[:, :2]
+    keys = [f"s{number}" for number in range(40)]
+    frame = pl.DataFrame(
+        {
+            "sampleid": keys,
+            "family": [("Da", "Db")[best] for best in shown_N2.argmax(axis=1)],
+            "family_probability": shown_N2.max(axis=1),
+        }
+    ).with_columns(
+        pl.lit(None, pl.String).alias(column)
+        for column in ("image_file", "assigned_rank", "assigned_taxon", "assigned_probability", "error")
+    )
+    record = {"rank": "family", "ranks": ["order", "family", "genus"], "rank_temperatures": {"family": 2.0}}
+    path = tmp_path / "p.parquet"
+    with PredictionsWriter(
+        path, ranks=["family"], leaves=leaves, record={**record, "experiment": EXPERIMENT}
+    ) as writer:
+        writer.write(frame, scores_NL)
+    truth = np.arange(40) % 2
+    catalogue = catalogue_of(
+        keys, [("Da", "Db")[t] for t in truth], ["validation" if n < 20 else "test" for n in range(40)]
+    )
+    found = evaluate(path, catalogue, sets=["lac"])
+    assert found.confidence is not None
+    assert found.confidence.nll is not None
+    likely = shown_N2[np.arange(40), truth]
+    assert found.confidence.nll.value == pytest.approx(-np.log(likely[20:]).mean(), abs=1e-6)
+    assert found.sets["threshold"][0] == pytest.approx(np.sort(1 - likely[:20])[18], abs=1e-6)
+
 
 # Five test specimens, the surest first: right .9, wrong .8, right .8, right .6; the last image failed.
 BY_HAND = np.array(
@@ -283,7 +334,7 @@ def test_lac_sets_are_those_of_the_definition(
     assert "all validation specimens" in row["warnings"][0]
 
 
-def test_sets_are_calibrated_on_the_part_that_did_not_choose_the_epoch(tmp_path: Path) -> None:
+def test_sets_are_calibrated_on_the_part_that_the_temperature_does_not_come_from(tmp_path: Path) -> None:
     keys, scores, truth, roles = drawn(900)
     cut = {"group": "plate", "share": 0.5, "seed": 0}
     path = write(tmp_path / "p.parquet", keys, scores, calibration_cut=cut)
@@ -295,7 +346,20 @@ def test_sets_are_calibrated_on_the_part_that_did_not_choose_the_epoch(tmp_path:
     assert row["groups"] == names.filter(pl.Series(calibrates)).n_unique()
     assert row["threshold"] == pytest.approx(threshold, abs=1e-6)
     assert row["coverage"] == pytest.approx(np.mean(covered))
-    assert row["warnings"][0].endswith("did not choose the epoch (cut by plate)")
+    # a calibration made after the training may have cut them otherwise: of the epoch nothing is said
+    assert row["warnings"][0].endswith("that the temperature does not come from (cut by plate)")
+
+
+def test_without_the_column_of_the_groups_there_are_no_sets_but_all_other_scores(tmp_path: Path) -> None:
+    keys, scores, truth, roles = drawn(300)
+    catalogue = catalogue_of(keys, families(truth), roles)
+    for group, column in (("bin", "uri"), ("trap", "trap")):
+        cut = {"group": group, "share": 0.5, "seed": 0}
+        path = write(tmp_path / f"{group}.parquet", keys, scores, calibration_cut=cut)
+        found = evaluate(path, catalogue)
+        assert found.sets.is_empty()
+        assert f"has no column '{column}', which the model's" in found.not_computable["sets"]
+        assert found.metrics["top_1"]["micro"].n == found.n
 
 
 def test_every_method_covers_about_what_was_asked(

@@ -97,6 +97,30 @@ def test_assigned_names_are_counted_at_each_rank_with_both_errors() -> None:
     assert value["correct_or_ancestor"] == pytest.approx(5 / 7)
 
 
+def test_the_intervals_of_shares_are_wide_where_specimens_are_few_and_alike() -> None:
+    answers, truth = frames()
+    found = evaluate_hierarchy(answers[:1], truth[:1], experiment="split")  # one specimen, right
+    for name in ("exact", "correct_or_ancestor", "consistency"):
+        score = found.metrics[name]
+        assert (score.value, score.high, score.n) == (1.0, 1.0, 1)
+        assert score.low == pytest.approx(float(wilson(1, 1)[0]))
+    found = evaluate_hierarchy(answers, truth, experiment="split")
+    score = found.assigned_metrics["correct_or_ancestor"]
+    assert (score.low, score.high) == pytest.approx(tuple(float(end) for end in wilson(5, 7)))
+
+
+def test_a_rank_that_the_back_off_passes_over_is_not_named(tmp_path: Path) -> None:
+    answers, truth = frames()
+    record = {"ranks": TASK, "experiment": "split", "max_error": 0.05, "ranks_left_empty": ["family"]}
+    with PredictionsWriter(tmp_path / "p.parquet", ranks=TASK, leaves=None, record=record) as writer:
+        writer.write(answers.with_columns(assigned_probability=pl.lit(None, pl.Float64)))
+    found = evaluate_hierarchy(tmp_path / "p.parquet", truth)
+    named = dict(found.assigned.select("rank", "named").iter_rows())
+    assert named == {"order": 6, "family": 0, "genus": 2}  # 3 families are on the way to what is assigned
+    value = found.assigned_metrics["checked_depth"].value
+    assert value == pytest.approx((6 + 0 + 2) / 7)
+
+
 def test_each_specimen_has_its_distance_and_where_it_left_the_path() -> None:
     found = evaluate_hierarchy(*frames(), experiment="split")
     columns = ("sampleid", "rank", "taxon", "named", "distance", "height", "parted")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bioscan.data.foreign import catalogue_files, from_table
 from bioscan.data.predictions import read_predictions, read_record, read_scores
-from bioscan.errors import DataError, RequestError
+from bioscan.errors import BioscanError, DataError, RequestError
+from bioscan.jobs.evaluate import evaluate
 
 PYBIOCLIP = """\
 file_name,kingdom,phylum,class,order,family,genus,species_epithet,species,common_name,score
@@ -384,3 +385,32 @@ def test_the_best_row_of_a_photograph_is_that_of_a_loop(rows: list[tuple[int, in
             best[f"{file}.jpg"] = (score / 8, f"taxon {label}")
     found = from_table(table, "a table", "genus")
     assert found.rows() == [(file, label, score) for file, (score, label) in best.items()]
+
+
+# -- through the evaluation
+
+
+def test_other_tools_predictions_are_evaluated_by_the_endings_of_their_paths(tmp_path: Path) -> None:
+    catalogue = pl.DataFrame(
+        {
+            "sampleid": ["a", "b", "c"],
+            "image_file": ["1.jpg", "2.jpg", "3.jpg"],
+            "order": ["Diptera", "Diptera", "Odonata"],
+        }
+    )
+    bioclip = tmp_path / "bioclip.csv"
+    bioclip.write_text(
+        "file_name,kingdom,phylum,class,order,score\n"
+        "photos/1.jpg,Animalia,Arthropoda,Insecta,Diptera,0.9\n"
+        "photos/1.jpg,Animalia,Arthropoda,Insecta,Odonata,0.1\n"
+        "photos/3.jpg,Animalia,Arthropoda,Insecta,Diptera,0.6\n"
+    )
+    plain = tmp_path / "plain.csv"
+    plain.write_text("sampleid,label,score\na,Diptera,0.9\nc,Diptera,0.6\n")
+    for path in (bioclip, plain):
+        found = evaluate(path, catalogue, rank="order")
+        assert (found.n, found.metrics["top_1"]["micro"].value) == (2, 0.5), path
+        assert found.counts["not_predicted"] == 1
+        assert found.specimens["probability"].to_list() == [0.9, 0.6]
+    with pytest.raises(BioscanError, match="Say it: --rank"):
+        evaluate(plain, catalogue)

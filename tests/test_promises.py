@@ -273,7 +273,9 @@ def test_a_taxon_is_named_from_its_own_threshold_on() -> None:
     rule = by_precision(TREE, calibration(kept), np.zeros(TREE.num_nodes, np.int64), 0.8)
     row = rule.measured[0]
     assert (row["taxa"], row["taxa_given"], row["checked"], row["named"], row["wrong"]) == (2, 1, 22, 11, 0)
+    assert (row["low"], row["high"], rule.answers["low"]) == (None, None, None)  # these chose the threshold
     assert rule.measured[3]["reason"].startswith("of 0 taxa none was right so often")
+    assert rule.never == ["family", "genus", "species"]
     naming = replace(Naming.of(TREE), backoff=rule)
     probabilities_NL = np.concatenate(
         [leaves(Bx_x=0.3, Bc=0.21), leaves(Bx_x=0.2, Bc=0.29), leaves(Ax_x=0.99)]

@@ -101,6 +101,21 @@ def test_training_keeps_whole_groups_from_the_choice_of_the_epoch(paint: Paint, 
     assert made.cut == {"group": "none", "share": 0.5, "seed": 0}
 
 
+def test_specimens_without_an_id_are_of_one_part_or_the_other(paint: Paint, tmp_path: Path) -> None:
+    metadata, images = paint(TREE)
+    frame = pl.read_csv(metadata, separator="\t", infer_schema=False)
+    is_valid = pl.col("large_insect_order") == "validation"
+    mute = pl.int_range(pl.len()).over("large_insect_order") % 2 == 0
+    frame = frame.with_columns(pl.when(is_valid & mute).then(None).otherwise("sampleid").alias("sampleid"))
+    frame.write_parquet(tmp_path / "catalogue.parquet")
+    told = trained(tmp_path / "catalogue.parquet", images, tmp_path / "run")
+    valid = frame.filter(is_valid)
+    second = pl.Series(cut(groups_of(valid)[0], 0.5))
+    known = valid["order"] != "Odonata"
+    assert valid.filter(second)["sampleid"].has_nulls()
+    assert (told["validation"], told["calibration"]) == (int((known & ~second).sum()), int(second.sum()))
+
+
 def test_records_are_what_predict_says_of_those_specimens(
     paint: Paint, tmp_path: Path, run_bioscan: Run
 ) -> None:
@@ -178,7 +193,10 @@ def test_calibrate_says_what_it_found_and_puts_it_into_the_model(
     assert loaded.info["weights_sha256"] == before.info["weights_sha256"]
     first, second = made.info["first"]["n"], made.info["second"]["n"]
     assert first + second == 50
-    assert f"temperature {made.temperature:.3f}, from {first} specimens\n" in out
+    strangers = first - made.info["fit"]["n"]
+    assert strangers == 4 - made.records.filter(pl.col("order_true") == -1).height > 0
+    assert f"temperature {made.temperature:.3f}, from {first} specimens, less {strangers} of taxa" in out
+    assert f" from {made.info['fit']['n']} labelled specimens" in (bare[0] / "README.md").read_text("utf-8")
     assert f"kept for thresholds and sets: {second} specimens\n" in out
     order = made.info["ranks"]["order"]
     line = next(line.split() for line in out.splitlines() if line.startswith("order "))
@@ -272,6 +290,18 @@ def test_specimens_of_the_training_are_refused(bare: tuple[Path, Path, Path], ru
         assert status == 2
         assert "the model was trained on 38 of these" in err
     assert model_folder.load(bare[0]).calibration is None
+
+
+def test_specimens_of_another_split_with_role_train_may_have_been_trained_on(
+    bare: tuple[Path, Path, Path], run_bioscan: Run, tmp_path: Path
+) -> None:
+    model, metadata, images = bare
+    frame = pl.read_csv(metadata, separator="\t", infer_schema=False)
+    part = tmp_path / "part.tsv"  # another hash, as rows are missing
+    frame.filter(pl.col("large_insect_order") != "test").write_csv(part, separator="\t")
+    status, _, err = run_bioscan(*asked((model, part, images), "--role", "train", "-o", tmp_path / "new"))
+    assert status == 0
+    assert "38 of these specimens have role train" in " ".join(err.split())
 
 
 def test_test_specimens_test_nothing_any_more(

@@ -225,7 +225,7 @@ def with_records(run: Path, wrong: int) -> Path:
             "confusions": "B 5 %",
         }
     )
-    info = {"first": {"n": 40}, "second": {"n": 40}, "ranks": {}, "warnings": []}
+    info = {"fit": {"n": 40}, "second": {"n": 40}, "ranks": {}, "warnings": []}
     made = Calibration(1.5, None, 0.0, "leaf", info, records, reliability)
     model_folder.recalibrated(run, run.parent / f"wrong{wrong}", made)
     return run.parent / f"wrong{wrong}"
@@ -295,8 +295,7 @@ def test_predict_says_which_taxa_are_precise_and_how_large_sets_are(
     assert status == 0
     lines = out.splitlines()
     assert lines[2] == (
-        "order: 1 of 1 taxa can be named with a precision of 90 %; that names 100 % of 40 checked specimens; "
-        "right among these 100 % (91.2–100 %)"
+        "order: 1 of 1 taxa can be named with a precision of 90 %; that names 100 % of 40 checked specimens"
     )
     # 40 records: a coverage of 0.98 takes 49, so every order is in every set
     assert lines[3] == (
@@ -304,6 +303,8 @@ def test_predict_says_which_taxa_are_precise_and_how_large_sets_are(
         "a name at the rank (promised by 40 such calibration specimens)"
     )
     assert err == (
+        "each taxon's precision was tested by itself, at a confidence of 90 %: of the taxa that are less "
+        "precise than asked, up to 10 % are named all the same\n"
         "sets: 40 calibration records are too few for coverage 0.98 (at least 49): every taxon is in "
         "every set\nsets: 1 of 1 taxa have fewer than 49 calibration records: what coverage they have by "
         "themselves cannot be promised\n" + PROMISE

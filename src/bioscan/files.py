@@ -28,6 +28,14 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
         raise RequestError(f"{target} exists; choose another name or pass --overwrite")
 
 
+def refuse_input(target: Path, *inputs: object) -> None:
+    """Raise a RequestError where a target is one of the files that are read; what is no path is none."""
+    for source in inputs:
+        known = isinstance(source, str | Path) and target.exists() and Path(source).exists()
+        if known and target.samefile(str(source)):
+            raise RequestError(f"{target} is an input, and would be overwritten; choose another name")
+
+
 def refuse_unwritable(target: Path) -> None:
     """Raise a RequestError, before any work, where no file can be put; nothing is made."""
     if target.is_dir():

@@ -15,7 +15,7 @@ Shapes: N specimens, R ranks from the root down.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ Classes = NDArray[np.integer[Any]]
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+LEVEL: Final = 0.9
+"""Confidence at which `precision_thresholds` shows each taxon's precision."""
 
 _ROUNDING = 1e-12  # what shares such as 0.05 · 20 may be off by in floating point
 _FIRST = 4  # the first test of a taxon is on the most confident quarter of its records
@@ -191,7 +194,7 @@ def indistinguishable(taxonomy: Taxonomy, target_counts_N: Classes) -> Flags:
 
 
 def precision_thresholds(
-    taxon_N: Classes, probability_N: Array, right_N: Flags, precision: float, *, level: float = 0.9
+    taxon_N: Classes, probability_N: Array, right_N: Flags, precision: float, *, level: float = LEVEL
 ) -> dict[int, ClassThreshold]:
     """For each taxon the least threshold at which its name is right as often as asked, at a confidence level.
 
@@ -200,6 +203,10 @@ def precision_thresholds(
     first failure is kept, so no correction for many tests is due (fixed-sequence testing, as in Angelopoulos
     et al. 2021, «Learn then test»; the bound is that of Geifman and El-Yaniv 2017). The first number is a
     quarter of the records, and at least what the test can pass on: ln(1 - level) / ln(precision).
+
+    Of the taxa that are less precise than asked each passes with a probability of up to 1 - level, so that of
+    many tested taxa some are named that should not be. How often the kept records are right says little: they
+    are those that the thresholds were chosen by.
 
     Args:
         taxon_N: Taxon that each record got as a name, of the records that can be checked; -1: none.

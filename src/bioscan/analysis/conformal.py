@@ -100,7 +100,7 @@ class Calibrated:
     error: float
     """1 less the coverage asked for."""
     n: int
-    """Calibration records."""
+    """Calibration records; for `mondrian` those whose class the model can name."""
     threshold: float
     """Highest score of a class in a set; inf: every class is. Of `mondrian`, that of all bins together."""
     threshold_K: NDArray[np.float64] | None = None
@@ -225,6 +225,7 @@ def calibrate(
     if method != "mondrian" or bin_K is None:
         found = _threshold(scores_N, error)
         return Calibrated(method, error, n, found, prior_K=kept_K, warnings=tuple(warnings))
+    n = int(np.count_nonzero(truth.class_N >= 0))
     bins = _bins(scores_N, truth.class_N, np.asarray(bin_K), error)
     by_number = {b.number: b.threshold for b in bins}
     return Calibrated(
@@ -377,12 +378,13 @@ def _bins(scores_N: NDArray[np.float64], class_N: Ints, bin_K: Ints, error: floa
 def _warnings(truth: Truth, error: float, *, every: bool) -> list[str]:
     """What a promise over all specimens does not say, or rests on too little; `every`: unknown taxa count."""
     n, unnamed = truth.class_N.size, int(np.count_nonzero(truth.class_N < 0))
+    used = n if every else n - unnamed
     least = least_records(error)
     made = []
-    if n < least:
+    if used < least:
         made.append(
-            f"{n:,} calibration records are too few for coverage {1 - error:g} (at least {least:,}): every "
-            "taxon is in every set"
+            f"{used:,} calibration records are too few for coverage {1 - error:g} (at least {least:,}): "
+            "every taxon is in every set"
         )
     elif every and math.isinf(_threshold(np.where(truth.class_N < 0, np.inf, 0), error)):
         made.append(
@@ -392,6 +394,7 @@ def _warnings(truth: Truth, error: float, *, every: bool) -> list[str]:
     elif unnamed:
         made.append(
             f"of {unnamed:,} of {n:,} calibration records the model cannot name the taxon: no set covers it"
+            + ("" if every else ", and nothing is promised for specimens like them")
         )
     _, counts = np.unique(truth.class_N[truth.class_N >= 0], return_counts=True)
     if few := int(np.count_nonzero(counts < least)):

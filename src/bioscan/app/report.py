@@ -23,7 +23,7 @@ from bioscan.data.decode import read_rgb
 from bioscan.data.images import Images
 from bioscan.data.metadata import fingerprint, read_metadata, scan_metadata
 from bioscan.errors import DataError, ImageError, RequestError, require
-from bioscan.files import refuse_existing, writing
+from bioscan.files import refuse_existing, refuse_input, writing
 from bioscan.jobs.evaluate import KS, Evaluation, Score, evaluate, evaluate_ranks
 from bioscan.jobs.evaluate_hierarchy import METRICS, Hierarchy, evaluate_hierarchy
 from bioscan.vocabulary import RANKS, ROLES
@@ -126,6 +126,7 @@ def write_report(
     output = Path(output)
     require("jinja2", "report")
     refuse_existing(output, overwrite=overwrite)
+    refuse_input(output, predictions, catalogue)
     of_run = read_run(run) if run else None
     package = Images(images) if images else None
     found = evaluate(

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import polars as pl
 
+from bioscan.analysis.backoff import LEVEL
 from bioscan.jobs.evaluate import COUNTS, Confidence, Evaluation, Score
 from bioscan.jobs.evaluate_hierarchy import Hierarchy
 
@@ -171,10 +172,20 @@ def assigned_note(found: Hierarchy) -> str:
         return (
             f"promised at each rank: at most {found.max_error:g} of all labelled specimens wrong, on average "
             "over specimens like those that the thresholds come from; of the named it may be more"
+            + _missed(found.assigned, found.max_error)
         )
     if found.min_precision is not None:
-        return f"promised for each assigned taxon: at least {found.min_precision:g} of the specimens named so"
+        return (
+            f"promised for each taxon, with {LEVEL:.0%} confidence: right for at least "
+            f"{found.min_precision:g} of the specimens that get its name, those named deeper among them"
+        )
     return "nothing was promised: predict --max-error or --min-precision stops at a safe rank"
+
+
+def _missed(assigned: pl.DataFrame, max_error: float) -> str:
+    """The ranks at which more names are wrong than chance explains."""
+    missed = assigned.filter(pl.col("over_all_low") > max_error)["rank"].to_list()
+    return f". These specimens do not keep it at rank {', '.join(missed)}" if missed else ""
 
 
 def _with_interval(score: Score) -> str:

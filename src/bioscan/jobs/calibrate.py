@@ -11,7 +11,7 @@ import torch
 from bioscan.analysis.hierarchy import DECODINGS
 from bioscan.data.images import Images
 from bioscan.data.metadata import fingerprint, scan_metadata
-from bioscan.errors import RequestError, unknown
+from bioscan.errors import DataError, RequestError, unknown
 from bioscan.files import refuse_existing
 from bioscan.learn import calibrating, model_folder
 from bioscan.learn.calibration import Calibration
@@ -154,11 +154,19 @@ def _target(model: Path | str, output: Path | str | None, *, overwrite: bool) ->
         return target
     target = model_folder.place_of(model)
     known = target / "model.json"
-    if known.is_file() and not overwrite and json.loads(known.read_text("utf-8")).get("calibration"):
+    if known.is_file() and not overwrite and _told(known).get("calibration"):
         raise RequestError(
             f"{target} has a calibration; pass --overwrite to replace it, or -o for a new model folder"
         )
     return target
+
+
+def _told(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    return content
 
 
 def _experiment(model: model_folder.Model, catalogue: Path | str, roles: Collection[str]) -> str | None:
@@ -180,10 +188,18 @@ def _warnings(model: model_folder.Model, chosen: Labelled, *, as_trained: bool) 
     Raises:
         RequestError: the model was trained on some of them.
     """
-    if chosen.split_hash is None or chosen.split_hash != model.info.get("split_hash"):
+    if chosen.split_hash is None:
         return []
     roles = chosen.table["role"]
-    if trained := int((roles == "train").sum()):
+    trained = int((roles == "train").sum())
+    if chosen.split_hash != model.info.get("split_hash"):
+        if not trained:
+            return []
+        return [
+            f"{trained:,} of these specimens have role train, if not in the very split that the model was "
+            "trained with: it may have been trained on them, and be surer of them than of others"
+        ]
+    if trained:
         raise RequestError(
             f"the model was trained on {trained:,} of these {roles.len():,} specimens, and is surer of them "
             "than of others; choose another --role"

@@ -241,8 +241,8 @@ def evaluate(
         within: Only specimens below this taxon; None: the record's.
         ks: k of top-k and average-k.
         sets: Methods of conformal prediction sets, of `analysis.conformal.METHODS`. They are calibrated on
-            the validation specimens that did not choose the model's epoch, or on all where it is not known
-            which these are.
+            the validation specimens that the model's calibration kept from its temperature (and a training
+            from the choice of the epoch), or on all where it is not known which these are.
         coverage: Share of specimens whose true taxon the sets shall hold.
         buckets: Training specimens of a taxon from which it is medium, and above which many.
         seed: Of the bootstrap.
@@ -252,7 +252,7 @@ def evaluate(
         DataError: an input that cannot be used.
     """
     wanted = _Wanted.checked(ks, sets, coverage, buckets, seed)
-    found = Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within)
+    found = Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within, rank=rank)
     return _evaluate(found, rank_to_compare(rank or found.record.get("rank"), found.table), wanted)
 
 
@@ -270,7 +270,8 @@ def evaluate_ranks(
     seed: int = 1,
 ) -> dict[str, Evaluation]:
     """Rank -> scores, root down, for each rank of the model; where it has one only, or is not known, for each
-    rank that the predictions name. Ranks at which no specimen is labelled are left out.
+    rank that the predictions name, from the first with several taxa. Ranks at which no specimen is labelled
+    are left out.
 
     At each rank the specimens labelled there count: an answer deeper than the label is compared at the
     label's rank, and is unknown, not wrong, below it. The rest as `evaluate`.
@@ -352,7 +353,7 @@ def _evaluate(found: Inputs, rank: str, wanted: _Wanted) -> Evaluation:
         counts_K = None if training is None else training[: known.len()]
         sets = SetsWanted(wanted.sets, wanted.coverage, counts_K, wanted.buckets)
         validation = _validation(found, taxa, labels[: known.len()])
-        at_rank = AtRank(scores, numbers_of(leaf_labels, labels), known.len())
+        at_rank = AtRank.of(scores, numbers_of(leaf_labels, labels), known.len(), rank, found.record)
         from_all = from_scores(
             at_rank, specimens, sample.targets_N, sample.named_N, validation, wanted.ks, sets
         )
@@ -453,16 +454,23 @@ def _validation(found: Inputs, taxa: Taxa, known: Sequence[str]) -> Validation:
     rows = found.inside.filter(has_role, pl.col(taxa.rank).is_not_null())
     targets_V = numbers_of(taxa.labels(paths_of(rows, taxa.rank)), known)
     cut = found.record.get("calibration_cut")
-    names, by = groups.groups_of(rows, cut["group"] if cut else "auto")
+    by = cut["group"] if cut else "auto"
+    column = "uri" if by == "bin" else by
+    lacks = by not in ("auto", "plate", "none") and column not in rows.columns
+    names, _ = groups.groups_of(rows, "none" if lacks else by)
     calibrates_V = np.ones(rows.height, bool)
     if found.role == "validation":
         calibrates_V[:] = False
         told = "prediction sets come from validation specimens, and these are the ones that are evaluated"
     elif rows.is_empty():
         told = ""
+    elif lacks:
+        calibrates_V[:] = False
+        told = f"the catalogue has no column '{column}', which the model's calibration was cut by"
     elif cut:
         calibrates_V = groups.cut(names, cut["share"], cut["seed"])
-        told = f"calibrated on the validation specimens that did not choose the epoch (cut by {by})"
+        by = "specimen" if by == "none" else by
+        told = f"calibrated on the validation specimens that the temperature does not come from (cut by {by})"
     else:
         told = "calibrated on all validation specimens, also those that chose the epoch"
     return Validation(rows[found.key], targets_V, calibrates_V, names.filter(calibrates_V).n_unique(), told)

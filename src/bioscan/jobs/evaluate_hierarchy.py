@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,9 +44,9 @@ class Hierarchy:
     n: int
     """Specimens that count: of the role, labelled at one of the ranks, with a row in the predictions."""
     metrics: dict[str, Score]
-    """One of `METRICS` -> its score over the forced paths; intervals by bootstrap over specimens, of
-    consistency Wilson's. `n` are the specimens in it. A metric over nothing (the severity of no mistake) is
-    left out."""
+    """One of `METRICS` -> its score over the forced paths; intervals by bootstrap over specimens, of shares
+    of specimens (correct_or_ancestor, exact, consistency) Wilson's. `n` are the specimens in it. A metric
+    over nothing (the severity of no mistake) is left out."""
     assigned_metrics: dict[str, Score]
     """The same over the assigned paths; empty where the predictions assign nothing."""
     assigned: pl.DataFrame
@@ -133,7 +133,7 @@ def evaluate_hierarchy(
     paths = hierarchical_metrics.compare_paths(true_NR, named_NR)
     one_path_N = hierarchical_metrics.is_one_path(named_NR, lineages_MR)
     why: dict[str, str] = {}
-    assigned_NR = _assigned(joined, named_NR, ranks)
+    assigned_NR = _assigned(joined, named_NR, ranks, found.record.get("ranks_left_empty") or ())
     shorter = None
     if assigned_NR is None:
         why["assigned"] = "the predictions have no column assigned_rank"
@@ -222,8 +222,12 @@ def _codes(found: Inputs, joined: pl.DataFrame, ranks: Sequence[str]) -> tuple[I
     return true_NR, named_NR, lineages_MR[(lineages_MR >= 0).any(axis=1)]
 
 
-def _assigned(joined: pl.DataFrame, named_NR: Ints, ranks: Sequence[str]) -> Ints | None:
-    """The names down to the assigned rank; None where the predictions assign nothing."""
+def _assigned(
+    joined: pl.DataFrame, named_NR: Ints, ranks: Sequence[str], empty: Sequence[str]
+) -> Ints | None:
+    """The names down to the assigned rank, but for ranks that the back-off passes over: nothing is promised
+    of names there. None where the predictions assign nothing.
+    """
     if "given assigned_rank" not in joined.columns:
         return None
     places = {rank: place for place, rank in enumerate(RANKS)}
@@ -243,7 +247,8 @@ def _assigned(joined: pl.DataFrame, named_NR: Ints, ranks: Sequence[str]) -> Int
                 f"{off.height:,} of {joined.height:,} predictions assign a taxon that is not the name at its "
                 f"rank (first: {off[0, 0]}, {row['given assigned_rank']} {row['given assigned_taxon']})"
             )
-    return np.where(levels_R <= end_N[:, None], named_NR, -1)
+    given_NR = (levels_R <= end_N[:, None]) & ~np.isin(ranks, list(empty))
+    return np.where(given_NR, named_NR, -1)
 
 
 def _probabilities(joined: pl.DataFrame, ranks: Sequence[str]) -> Floats:
@@ -253,6 +258,10 @@ def _probabilities(joined: pl.DataFrame, ranks: Sequence[str]) -> Floats:
         for r in ranks
     ]
     return joined.select(c.cast(pl.Float64).alias(r) for c, r in zip(columns, ranks, strict=True)).to_numpy()
+
+
+_SHARES: Final = frozenset({"correct_or_ancestor", "exact"})
+"""Shares of specimens. Where all are alike the bootstrap would give a point, however few they are."""
 
 
 def _scores(paths: Paths, one_path_N: NDArray[np.bool_] | None, seed: int) -> dict[str, Score]:
@@ -268,6 +277,10 @@ def _scores(paths: Paths, one_path_N: NDArray[np.bool_] | None, seed: int) -> di
         )
         if counted
     }
+    for name in _SHARES & made.keys():
+        right, n = (int(side_N.sum()) for side_N in terms[name])
+        low, high = intervals.wilson(right, n)
+        made[name] = replace(made[name], low=float(low), high=float(high))
     if one_path_N is not None:
         named_N = paths.depth_given_N > 0
         hits, n = int((one_path_N & named_N).sum()), int(named_N.sum())

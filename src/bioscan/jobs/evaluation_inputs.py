@@ -10,9 +10,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bioscan.analysis.confidence import apply_temperature
 from bioscan.analysis.splits import split_hash
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.analysis.taxonomy import within as rows_within
+from bioscan.data.foreign import catalogue_files
 from bioscan.data.metadata import key_of, read_footer, read_metadata, scan_metadata
 from bioscan.data.predictions import Scores, check_predictions, read_predictions, read_record, read_scores
 from bioscan.errors import DataError, RequestError, near, unknown
@@ -53,8 +55,10 @@ class Inputs:
         experiment: str | None,
         role: str | None,
         within: str | None,
+        rank: str | None = None,
     ) -> "Inputs":
-        """The tables, checked; the arguments are those of `jobs.evaluate.evaluate`.
+        """The tables, checked; the arguments are those of `jobs.evaluate.evaluate`, the rank for tables whose
+        labels say none.
 
         Raises:
             RequestError: a column, role or taxon that is not there; no specimen of the role.
@@ -65,10 +69,12 @@ class Inputs:
         if isinstance(predictions, pl.DataFrame):
             table, scores, record = check_predictions(predictions), None, {}
         else:
-            table = read_predictions(predictions)
+            table = read_predictions(predictions, rank)
             scores, record = read_scores(predictions), read_record(predictions)
         within = within or record.get("within")
         frame = _catalogue(catalogue, experiment, record)
+        if "sampleid" not in table.columns and "image_file" in frame.columns:  # another tool's paths
+            table = table.with_columns(catalogue_files(table["image_file"], frame["image_file"]))
         experiment = None if experiment == NO_EXPERIMENT else experiment or record.get("experiment")
         if role and not experiment:
             raise RequestError(f"role {role} of which split? Name its column: --experiment")
@@ -86,9 +92,20 @@ class Inputs:
 
     @property
     def ranks(self) -> tuple[str, ...]:
-        """Those of the model, root down; where it has one only, or is not known, all that are named."""
+        """Those of the model, root down; where it has one only, or is not known, all that are named, from the
+        first at which there is more than one taxon: above it every answer is right.
+        """
         ranks = self.record.get("ranks") or ()
-        return tuple(ranks if len(ranks) > 1 else named_ranks(self.table))
+        if len(ranks) > 1:
+            return tuple(ranks)
+        named = named_ranks(self.table)
+        first = next((place for place, rank in enumerate(named) if self._taxa_at(rank) > 1), len(named) - 1)
+        return tuple(named[max(0, first) :])
+
+    def _taxa_at(self, rank: str) -> int:
+        """Names at a rank, in the truth and among the answers."""
+        truth = self.chosen[rank].drop_nulls() if rank in self.chosen.columns else pl.Series(dtype=pl.String)
+        return pl.concat([truth.unique(), self.table[rank].drop_nulls().unique()]).n_unique()
 
     def predicted_at(self, rank: str) -> int:
         """Specimens that are chosen, labelled at a rank and predicted."""
@@ -282,9 +299,38 @@ class AtRank:
     scores: Scores
     class_L: Ints
     num_classes: int
+    temperature: float = 1.0
+    """Of the rank's own, where probabilities are shown at it: `confidence.tempered_rank_probabilities`."""
+    part_L: Ints | None = None
+    """For that: `class_L`, and further numbers for what has no name at the rank."""
+
+    @classmethod
+    def of(
+        cls, scores: Scores, class_L: Ints, num_classes: int, rank: str, record: dict[str, Any]
+    ) -> "AtRank":
+        """In the probabilities that the predictions show, by their record."""
+        temperature = (record.get("rank_temperatures") or {}).get(rank, 1.0)
+        levels = [RANKS.index(name) for name in record.get("ranks") or ()]
+        numbers: dict[Any, int] = {}
+        part_L = class_L.copy()
+        for leaf in np.flatnonzero(class_L < 0) if temperature != 1 else ():
+            path = (*scores.leaves[leaf], *(None,) * len(RANKS))
+            # what skips the rank below one parent is one class, a leaf that ends above it one for itself
+            above = tuple(path[level] for level in levels if level < RANKS.index(rank))
+            own = above if any(path[RANKS.index(rank) :]) else int(leaf)
+            part_L[leaf] = num_classes + numbers.setdefault(own, len(numbers))
+        return cls(scores, class_L, num_classes, temperature, part_L)
 
     def batches(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Rows of the scores file, and their probabilities of shape (rows, K)."""
+        if self.temperature != 1 and self.part_L is not None:
+            order = np.argsort(self.part_L, kind="stable")
+            starts = np.searchsorted(self.part_L[order], np.arange(self.part_L.max() + 1))
+            for rows, batch_NL in self.scores.batches():
+                parts_NP = np.add.reduceat(batch_NL[:, order], starts, axis=1, dtype=np.float64)
+                tempered_NP = apply_temperature(parts_NP, self.temperature)
+                yield rows, tempered_NP[:, : self.num_classes].astype(np.float32)
+            return
         order = np.argsort(self.class_L, kind="stable")
         order = order[self.class_L[order] >= 0]
         starts = np.searchsorted(self.class_L[order], np.arange(self.num_classes))

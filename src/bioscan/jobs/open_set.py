@@ -158,7 +158,7 @@ def evaluate_open_set(
         RequestError: a column or name that is not there; nothing unseen, or nothing seen.
         DataError: an input that cannot be used.
     """
-    found = Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within)
+    found = Inputs.read(predictions, catalogue, experiment=experiment, role=role, within=within, rank=rank)
     rank = rank_to_compare(rank or found.record.get("rank"), found.table)
     if rank not in found.frame.columns:
         raise RequestError(f"the catalogue has no column '{rank}'; it cannot tell what is unseen there")

@@ -17,6 +17,7 @@ from bioscan.data.images import Images
 from bioscan.data.metadata import FORMS, fingerprint, read_metadata, scan_metadata
 from bioscan.data.predictions import PredictionsWriter
 from bioscan.errors import RequestError, unknown
+from bioscan.files import refuse_input
 from bioscan.learn import model_folder
 from bioscan.learn.calibration import Calibration
 from bioscan.learn.device import choose_device, precision_name
@@ -80,8 +81,9 @@ def predict(
         max_error: Assign the deepest rank at which the expected share of wrong names, over all specimens
             alike the calibration records, is at most this (see `analysis.backoff`).
         promise: What max_error is of: the names at each `rank` by itself, or each `answer` as a whole.
-        min_precision: Assign the deepest taxon whose name, with its probability, was right in at least this
-            share of the calibration records.
+        min_precision: Assign the deepest taxon whose name, from a probability of its own on, is right for at
+            least this share of specimens: tested by the calibration records, each taxon by itself, with 90 %
+            confidence.
         sets: Also give conformal prediction sets, by one of `conformal.METHODS`.
         coverage: Share of the specimens whose set is to hold the true taxon.
         set_rank: Rank of the taxa in the sets; None: the deepest of the model.
@@ -119,6 +121,8 @@ def predict(
         raise RequestError("max_error and min_precision are two ways to choose the assigned taxon; give one")
     if promise not in get_args(Promise):
         raise unknown("promise", promise, get_args(Promise))
+    if promise != "rank" and max_error is None:
+        raise RequestError("promise goes with max_error, the share of wrong names that is promised")
     if set_rank is not None and sets is None:
         raise RequestError("set_rank goes with sets, the method that prediction sets are made by")
     if threads:
@@ -140,6 +144,7 @@ def predict(
         naming = replace(naming, sets=TaxonSets.of(loaded.taxonomy, shown, sets, coverage, set_rank))
     temperature = shown.temperature if shown else 1.0
     source, output = Path(source), Path(output)
+    refuse_input(output, source, images)
     is_catalogue = source.suffix in FORMS
     if is_catalogue:
         if images is None:
@@ -168,6 +173,7 @@ def predict(
         max_error=max_error,
         promise=None if max_error is None else promise,
         min_precision=min_precision,
+        ranks_left_empty=naming.backoff.never if naming.backoff else [],
         sets={"method": sets, "coverage": coverage, "rank": naming.sets.rank} if naming.sets else None,
         model=loaded.info["backbone"],
         model_sha256=loaded.fingerprint,

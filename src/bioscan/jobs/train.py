@@ -126,11 +126,8 @@ def _train(
         group=settings.calibration_group,
     )
     second_X = calibrating.second_part(chosen.validation, settings.calibration_share)
-    kept = chosen.validation.table.filter(pl.Series(second_X))["key"]
-    parts = {
-        "train": chosen.of("train"),
-        "validation": chosen.of("validation").filter(~pl.col("key").is_in(kept.implode())),
-    }
+    first = chosen.validation.table.filter(pl.Series(~second_X))  # by place: keys may be missing
+    parts = {"train": chosen.of("train"), "validation": first.filter(pl.col("node") > 0)}
     _refuse_too_little(chosen, parts["validation"], settings)
     torch.manual_seed(settings.seed)
     head = {"kind": "cosine", "scale": settings.ldam_scale} if settings.loss == "ldam" else None
@@ -251,7 +248,7 @@ def _train(
             "placeholders": chosen.placeholders,
             "training": len(datasets["train"]),
             "validation": len(datasets["validation"]),
-            "calibration": kept.len(),
+            "calibration": int(second_X.sum()),
             "coarse": chosen.coarse("train"),
             "lifted": chosen.lifted,
             "left_out": chosen.left_out,

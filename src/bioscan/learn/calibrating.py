@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bioscan.analysis import confidence, conformal
 from bioscan.analysis.backoff import indistinguishable
 from bioscan.analysis.groups import LEAST, cut, too_few
-from bioscan.analysis.hierarchy import decode, lineages, rank_probabilities
+from bioscan.analysis.hierarchy import decode, lineages
 from bioscan.analysis.reliability import UNKNOWN, reliability
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.data.images import Images
@@ -30,6 +30,7 @@ from bioscan.learn.device import autocast, choose_precision
 from bioscan.learn.loader import Loader, default_workers
 from bioscan.learn.model_folder import Model
 from bioscan.learn.prediction import probabilities, shown_logits
+from bioscan.learn.promises import at_rank
 from bioscan.learn.specimens import Labelled
 
 Progress = Callable[..., None]
@@ -40,6 +41,8 @@ _VALUES: Final = 4_000_000
 """Outputs that are worked on at a time."""
 _FEW: Final = 10
 """Specimens that got a name, or have it, below which little is known of a taxon."""
+_SURE: Final = 50
+"""Specimens below which a temperature says little."""
 _ASKED: Final = 0.05
 """Error that the warnings are about, where records are too few for it."""
 
@@ -250,13 +253,7 @@ def records_of(
         columns: dict[str, Any] = {"group": truths["group"][block]}
         shown = []
         for rank, named_B in zip(taxonomy.ranks, named_RB, strict=True):
-            if ranks is None:
-                sums_BG, nodes_G = rank_probabilities(taxonomy, probabilities_BL, rank)
-            else:
-                own = ranks.get(rank, 1.0)
-                sums_BG, nodes_G = confidence.tempered_rank_probabilities(
-                    taxonomy, probabilities_BL, rank, own
-                )
+            sums_BG, nodes_G = at_rank(taxonomy, probabilities_BL, rank, (ranks or {}).get(rank, 1.0))
             place_B = np.searchsorted(nodes_G, np.maximum(named_B, nodes_G[0]))
             found_B = sums_BG[np.arange(len(sums_BG)), place_B]
             shown.append(np.where(named_B >= 0, np.minimum(found_B, 1.0), np.nan))
@@ -339,6 +336,8 @@ def _warnings(
             f"the temperature ended at its bound, {fit.value:g}: something else is wrong with the model, or "
             "with the names of these specimens"
         )
+    if fit.n < _SURE:
+        made.append(f"{fit.n:,} specimens for the temperature are few: it is chance as much as the model")
     if taxa is None:
         return [*made, _uncut(labelled, share)]
     least = conformal.least_records(_ASKED)
@@ -372,5 +371,6 @@ def _uncut(labelled: Labelled, share: float | None) -> str:
     if share == 0:
         return f"{made}, as asked; what is measured is of the same specimens, and a little too good"
     groups = labelled.table["group"].n_unique()
-    what = {"none": "specimens", "plate": "plates", "bin": "BINs"}.get(labelled.group, labelled.group)
+    known = {"none": "specimens", "plate": "plates", "bin": "BINs"}
+    what = known.get(labelled.group, f"groups by {labelled.group}")
     return f"{made}: of {groups:,} {what} no two parts of {LEAST} or more were made"

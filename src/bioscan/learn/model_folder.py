@@ -342,7 +342,7 @@ def _confidence(told: Mapping[str, Any] | None) -> str:
         return (
             "Not calibrated: probabilities are as the network gives them. `bioscan calibrate` changes that."
         )
-    first, second = told["first"], told["second"]
+    second = told["second"]
     kept = (
         f"{second['n']:,} others were kept for thresholds and prediction sets (`calibration.parquet`), and "
         "for how reliable each taxon's name was (`reliability.parquet`)"
@@ -357,7 +357,8 @@ def _confidence(told: Mapping[str, Any] | None) -> str:
     header = "| rank | specimens | NLL | ECE |\n| --- | --- | --- | --- |\n"
     return (
         f"Temperature {told['temperature']:.4g} for tau {told['tau']:g} and decoding {told['decode']}, from "
-        f"{first['n']:,} labelled specimens; {kept}. What is promised holds for specimens like these.\n\n"
+        f"{told['fit']['n']:,} labelled specimens; {kept}. What is promised holds for specimens like these."
+        "\n\n"
         f"{header}" + "\n".join(rows) + ("\n" + notes if notes else "")
     )
 

@@ -59,8 +59,9 @@ class BackOff:
     measured: list[dict[str, Any]]
     """By rank from the root down, what it does on the calibration records: `rank`; `checked` (records whose
     name can be checked there), `named`, `wrong`; `error_over_all`, `error_among_named` and its 95 % interval
-    `low`, `high`; `reason` why the rank is never named, or None; `held_back`, taxa that are not allowed; by
-    precision also `taxa` that some record got as a name, and `taxa_given`.
+    `low`, `high` (by precision None: thresholds of so many taxa, chosen by these very records, make them look
+    better than others will); `reason` why the rank is never named, or None; `held_back`, taxa that are not
+    allowed; by precision also `taxa` that some record got as a name, and `taxa_given`.
     """
     answers: dict[str, Any]
     """The same of the answers as wholes, wrong where any of their names is: `checked`, `named`, `wrong`,
@@ -81,6 +82,11 @@ class BackOff:
         level_N = backoff.assign(probability_NR, named_NR, self.threshold_R, allowed_NR)
         above_NR = np.arange(named_NR.shape[1]) <= level_N[:, None]
         return above_NR & named_NR & np.isfinite(self.threshold_R)
+
+    @property
+    def never(self) -> list[str]:
+        """Ranks at which no name is given: too few records, or no taxon that is right often enough."""
+        return [row["rank"] for row in self.measured if row["reason"]]
 
     def deepest(self, nodes_NR: Ints, probability_NR: Floats) -> Ints:
         """Index of the deepest rank whose name is given; -1: none. Arguments as in `given`."""
@@ -159,7 +165,9 @@ def by_precision(
     rule = records.measured(
         BackOff("min_precision", min_precision, None, None, threshold_V, allowed_V, [], {}), reasons
     )
-    return replace(rule, measured=[row | taxa[row["rank"]] for row in rule.measured])
+    unknown_span = {"low": None, "high": None}
+    measured = [row | unknown_span | taxa[row["rank"]] for row in rule.measured]
+    return replace(rule, measured=measured, answers=rule.answers | unknown_span)
 
 
 @dataclass(frozen=True)

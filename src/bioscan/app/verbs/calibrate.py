@@ -92,7 +92,10 @@ def run(
 
 def _in_words(result: dict[str, Any]) -> str:
     first, second = result["first"], result["second"]
-    lines = [f"temperature {result['temperature']:.3f}, from {_size(first, result)}"]
+    told = f"temperature {result['temperature']:.3f}, from {_size(first, result)}"
+    if strangers := first["n"] - result["fit"]["n"]:
+        told += f", less {strangers:,} of taxa that the model does not know"
+    lines = [told]
     if result["rank_temperatures"]:
         each = ", ".join(f"{rank} {value:.3f}" for rank, value in result["rank_temperatures"].items())
         lines.append(f"temperatures of the ranks, after it: {each}")

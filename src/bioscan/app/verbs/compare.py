@@ -12,7 +12,7 @@ from bioscan.app import output as out
 from bioscan.app.flags import Json, Overwrite
 from bioscan.app.scores import NOTES, interval
 from bioscan.errors import RequestError, unknown
-from bioscan.files import refuse_existing, writing_folder
+from bioscan.files import refuse_existing, refuse_input, writing_folder
 from bioscan.jobs.compare import KIND, TASK, Comparison, as_published, compare
 
 AVERAGES = ("micro", "macro")
@@ -68,6 +68,7 @@ def run(
         raise RequestError("name the runs: a folder of a plan, run folders, or evaluations")
     for target in filter(None, (output, csv)):
         refuse_existing(target, overwrite=overwrite)
+        refuse_input(target, *runs, catalogue)
     found = compare(runs, catalogue=catalogue, rank=rank, experiment=experiment, role=role, group=group)
     there = found.scores["metric"].unique().to_list()
     for name in metric:

@@ -26,7 +26,7 @@ from bioscan.app.scores import (
     without,
 )
 from bioscan.errors import RequestError
-from bioscan.files import refuse_existing, writing_folder
+from bioscan.files import refuse_existing, refuse_input, writing_folder
 from bioscan.jobs.evaluate import (
     BUCKETS,
     COUNTS,
@@ -83,7 +83,8 @@ def run(
         predictions: Predictions; probabilities of all taxa are taken from the scores file beside it.
         catalogue: Catalogue or TSV with the true names.
         rank: Rank to compare at, or all: each rank of the model, and if it has but one, each that is
-            predicted [default: the model's deepest, else the deepest predicted].
+            predicted, from the first with several taxa [default: the model's deepest, else the deepest
+            predicted].
         experiment: Split column, or none: every labelled specimen counts [default: the model's].
         role: Whose specimens count [default: test].
         within: Only specimens below this taxon [default: the model's].
@@ -100,6 +101,7 @@ def run(
     """
     for target in filter(None, (output, csv)):
         refuse_existing(target, overwrite=overwrite)
+        refuse_input(target, predictions, catalogue, embeddings)
     if not open_set and (embeddings or model):
         raise RequestError("--embeddings and --model are for --open-set")
     which: dict[str, Any] = {"experiment": experiment, "role": role, "within": within, "seed": seed}

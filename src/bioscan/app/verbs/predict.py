@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from bioscan.analysis.backoff import LEVEL
 from bioscan.app import output as out
 from bioscan.app.flags import Json, Overwrite
 
@@ -131,14 +132,17 @@ def _told(result: dict[str, Any]) -> list[str]:
             lines += [_precision_line(row, back_off["value"]) for row in back_off["ranks"]]
         else:
             lines += [_error_line(row, None if whole else back_off["value"]) for row in back_off["ranks"]]
-        if whole or len(back_off["ranks"]) > 1:
+        if whole or (len(back_off["ranks"]) > 1 and back_off["asked"] == "max_error"):
             lines.append(_error_line(back_off["answers"], back_off["value"] if whole else None))
     sets = result["sets"]
     if sets:
         mean = "–" if sets["mean_size"] is None else f"{sets['mean_size']:,.2f}"
+        whom = (
+            "of a taxon that the model knows" if sets["method"] == "mondrian" else "with a name at the rank"
+        )
         lines.append(
             f"sets ({sets['method']}, {sets['rank']}): {mean} taxa on average, {sets['empty']:,} empty; they "
-            f"hold the true one of {_percent(sets['coverage'])} of specimens with a name at the rank "
+            f"hold the true one of {_percent(sets['coverage'])} of specimens {whom} "
             f"(promised by {sets['calibrated']:,} such calibration specimens)"
         )
     return [*lines, f"predictions: {result['predictions']}"]
@@ -166,14 +170,10 @@ def _precision_line(row: dict[str, Any], asked: float) -> str:
     """What the thresholds of a rank's taxa did on the calibration specimens."""
     if row["reason"]:
         return f"{row['rank']}: not named: {row['reason']}"
-    right = ""
-    if row["named"]:
-        span = f"{_percent(1 - row['high'])[:-2]}–{_percent(1 - row['low'])}"
-        right = f"; right among these {_percent(1 - row['error_among_named'])} ({span})"
     return (
         f"{row['rank']}: {row['taxa_given']:,} of {row['taxa']:,} taxa can be named with a precision of "
         f"{_percent(asked)}; that names {_percent(row['named'] / row['checked'], 0)} of {row['checked']:,} "
-        f"checked specimens{right}"
+        "checked specimens"
     )
 
 
@@ -186,6 +186,11 @@ def _talk(result: dict[str, Any]) -> list[str]:
                 f"{row['rank']}: {row['held_back']:,} taxa are never assigned: nothing tells them from "
                 "relatives that training specimens name no deeper than their parent"
             )
+    if result["back_off"] and result["back_off"]["asked"] == "min_precision":
+        notes.append(
+            f"each taxon's precision was tested by itself, at a confidence of {_percent(LEVEL)}: of the taxa "
+            f"that are less precise than asked, up to {_percent(1 - LEVEL)} are named all the same"
+        )
     if result["sets"]:
         notes += [f"sets: {warning}" for warning in result["sets"]["warnings"]]
     if result["back_off"] or result["sets"]:
