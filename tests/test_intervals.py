@@ -140,16 +140,17 @@ def test_ratios_of_sums_are_resampled_by_whole_groups_of_specimens(size: int, di
     np.testing.assert_allclose(np.transpose(both)[1], np.transpose(both)[0] * 2, atol=1e-12)
 
 
-def test_the_mean_leaves_out_what_is_nan_and_an_empty_column_has_no_interval() -> None:
-    values = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]] * 50)
-    low, high = intervals.bootstrap_mean(values, np.random.default_rng(0))
+def test_specimens_that_do_not_count_are_left_out_and_an_empty_column_has_no_interval() -> None:
+    parts = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]] * 50)
+    low, high = intervals.bootstrap_ratio(parts, parts > 0, np.random.default_rng(0))
     assert 1.7 < low[0] < 2 < high[0] < 2.3
     assert np.isnan([low[1], high[1]]).all()
 
 
 def test_resamples_without_a_specimen_that_counts_are_left_out() -> None:
     # one of three counts: 8 of 27 resamples miss it, the others have the value 5
-    low, high = intervals.bootstrap_mean(np.array([[5.0], [np.nan], [np.nan]]), np.random.default_rng(0))
+    parts = np.array([[5.0], [0.0], [0.0]])
+    low, high = intervals.bootstrap_ratio(parts, parts > 0, np.random.default_rng(0))
     assert (low[0], high[0]) == (5, 5)
 
 

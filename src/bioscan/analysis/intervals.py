@@ -126,25 +126,6 @@ def bootstrap_ratio(
     return low_S, high_S
 
 
-def bootstrap_mean(
-    values_NS: Numbers,
-    generator: np.random.Generator,
-    *,
-    groups_N: Numbers | None = None,
-    resamples: int = RESAMPLES,
-    level: float = 0.95,
-) -> tuple[Floats, Floats]:
-    """Percentile intervals of means of columns under resampling of specimens, as `bootstrap_ratio`.
-
-    NaN: the specimen does not count in that column.
-    """
-    counted_NS = ~np.isnan(values_NS.astype(np.float64))
-    parts_NS = np.where(counted_NS, values_NS, 0)
-    return bootstrap_ratio(
-        parts_NS, counted_NS, generator, groups_N=groups_N, resamples=resamples, level=level
-    )
-
-
 def draws(counts_M: Ints, generator: np.random.Generator, resamples: int) -> Iterator[Floats]:
     """How often each of M kinds occurs in resamples, with replacement, of all specimens: shape R × M.
 

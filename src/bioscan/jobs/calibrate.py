@@ -5,17 +5,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import torch
-
-from bioscan.analysis.hierarchy import DECODINGS
 from bioscan.data.images import Images
 from bioscan.data.metadata import fingerprint, scan_metadata
-from bioscan.errors import DataError, RequestError, unknown
+from bioscan.errors import DataError, RequestError
 from bioscan.files import refuse_existing
 from bioscan.learn import calibrating, model_folder
 from bioscan.learn.calibration import Calibration
-from bioscan.learn.device import choose_device
+from bioscan.learn.prediction import open_model
 from bioscan.learn.promises import by_error
 from bioscan.learn.specimens import NOT_IN_PACKAGE, Labelled, labelled
 
@@ -77,25 +73,18 @@ def calibrate(
             calibration, in the way.
         DataError: an input that cannot be used.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-        ("threads", threads, 1),
-    ):
-        if value is not None and value < least:
-            raise RequestError(f"{name} is {value}; it must be at least {least}")
-    if not np.isfinite(tau):
-        raise RequestError(f"tau is {tau}; it must be a number, such as 0 or 1")
-    if decode not in DECODINGS:
-        raise unknown("decoding", decode, DECODINGS)
     if share is not None and not 0 <= share <= 0.9:
         raise RequestError(f"share is {share:g}; it must be from 0 to 0.9")
-    if threads:
-        torch.set_num_threads(threads)
     target = _target(model, output, overwrite=overwrite)
-    loaded = model_folder.load(model, device=choose_device(device))
-    if tau and not loaded.target_counts_N.any():
-        raise RequestError(f"{model}: how common its taxa were in training is not known; --tau needs that")
+    loaded = open_model(
+        model,
+        tau=tau,
+        decode=decode,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        threads=threads,
+    )
     package = images if isinstance(images, Images) else Images(images)
     experiment = _experiment(loaded, catalogue, roles)
     trained_group = loaded.trained_with("calibration_group") or "auto"

@@ -1,6 +1,5 @@
 """From a model and images to a predictions table."""
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +7,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 import polars as pl
-import torch
 
-from bioscan.analysis.hierarchy import DECODINGS
 from bioscan.analysis.taxonomy import within as rows_within
 from bioscan.config import record as record_of
 from bioscan.data.images import Images
@@ -20,8 +17,8 @@ from bioscan.errors import RequestError, unknown
 from bioscan.files import refuse_input
 from bioscan.learn import model_folder
 from bioscan.learn.calibration import Calibration
-from bioscan.learn.device import choose_device, precision_name
-from bioscan.learn.prediction import Naming, Predicted, predict_batches
+from bioscan.learn.device import precision_name
+from bioscan.learn.prediction import Naming, Predicted, open_model, predict_batches
 from bioscan.learn.promises import Promise, TaxonSets, by_error, by_precision, reliability_by_node
 from bioscan.vocabulary import RANKS, ROLES
 
@@ -106,17 +103,6 @@ def predict(
         RequestError, DataError: as the model folder, the metadata or the package tell; thresholds or sets are
             asked for that the model has no calibration for.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-        ("threads", threads, 1),
-    ):
-        if value is not None and value < least:
-            raise RequestError(f"{name} is {value}; it must be at least {least}")
-    if not math.isfinite(tau):
-        raise RequestError(f"tau is {tau}; it must be a number, such as 0 or 1")
-    if decode not in DECODINGS:
-        raise unknown("decoding", decode, DECODINGS)
     if max_error is not None and min_precision is not None:
         raise RequestError("max_error and min_precision are two ways to choose the assigned taxon; give one")
     if promise not in get_args(Promise):
@@ -125,12 +111,15 @@ def predict(
         raise RequestError("promise goes with max_error, the share of wrong names that is promised")
     if set_rank is not None and sets is None:
         raise RequestError("set_rank goes with sets, the method that prediction sets are made by")
-    if threads:
-        torch.set_num_threads(threads)
-    place = choose_device(device)
-    loaded = model_folder.load(model, device=place)
-    if tau and not loaded.target_counts_N.any():
-        raise RequestError(f"{model}: how common its taxa were in training is not known; --tau needs that")
+    loaded = open_model(
+        model,
+        tau=tau,
+        decode=decode,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        threads=threads,
+    )
     shown = _shown_with(loaded, tau) if calibration else None
     wanted = {"--max-error": max_error, "--min-precision": min_precision, "--sets": sets}
     needing = [flag for flag, asked in wanted.items() if asked is not None]
@@ -179,7 +168,7 @@ def predict(
         model_sha256=loaded.fingerprint,
         weights_sha256=loaded.info["weights_sha256"],
         training=loaded.info.get("settings", {}),
-        precision=precision_name("auto", place),
+        precision=precision_name("auto", next(loaded.network.parameters()).device),
         source=source.name,
         images=package.path.name,
         roles=list(roles) if has_roles else [],

@@ -23,13 +23,9 @@ from bioscan.analysis.reliability import UNKNOWN, reliability
 from bioscan.analysis.taxonomy import Taxonomy
 from bioscan.data.images import Images
 from bioscan.errors import DataError
-from bioscan.learn.augmentation import to_network
 from bioscan.learn.calibration import Calibration
-from bioscan.learn.dataset import SpecimenDataset
-from bioscan.learn.device import autocast, choose_precision
-from bioscan.learn.loader import Loader, default_workers
 from bioscan.learn.model_folder import Model
-from bioscan.learn.prediction import probabilities, shown_logits
+from bioscan.learn.prediction import output_batches, probabilities, shown_logits
 from bioscan.learn.promises import at_rank
 from bioscan.learn.specimens import Labelled
 
@@ -94,40 +90,25 @@ def outputs_of(
         workers: Loader processes; None: by the number of cores.
         progress: Called as `progress(done, total)`.
     """
-    device = next(model.network.parameters()).device
-    precision = choose_precision("auto", device)
-    dataset = SpecimenDataset(
-        images, rows_X, image_size=model.spec.image_size, crop_size=model.spec.crop_size
-    )
     read: list[NDArray[np.int64]] = []
     failures: dict[int, str] = {}
     width = 0
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(tempfile.TemporaryFile())
-        loader = stack.enter_context(
-            Loader(
-                dataset,
-                batch_size=batch_size,
-                workers=default_workers() if workers is None else workers,
-                pin_memory=device.type == "cuda",
-            )
-        )
-        for number, batch in enumerate(loader.epoch() if rows_X.size else ()):
+    with tempfile.TemporaryFile() as file:
+        made = output_batches(model, images, rows_X, batch_size=batch_size, workers=workers)
+        for number, (batch, outputs_BM) in enumerate(made, 1):
             failures.update(batch.failures)
-            if batch.size:
-                images_BCHW = to_network(batch.images_BCHW, model.spec, device, channels_last=False)
-                with torch.inference_mode(), autocast(device, precision):
-                    outputs_BM = model.network(images_BCHW).float().cpu().numpy()
-                finite_B = np.isfinite(outputs_BM).all(axis=1)
+            if outputs_BM is not None:
+                values_BM = outputs_BM.float().cpu().numpy()
+                finite_B = np.isfinite(values_BM).all(axis=1)
                 numbers_B = batch.numbers_B.numpy()
                 failures |= dict.fromkeys(
                     numbers_B[~finite_B].tolist(), "the network's outputs are no numbers"
                 )
-                outputs_BM[finite_B].tofile(file)
+                values_BM[finite_B].tofile(file)
                 read.append(numbers_B[finite_B])
-                width = outputs_BM.shape[1]
+                width = values_BM.shape[1]
             if progress:
-                progress(min((number + 1) * batch_size, rows_X.size), int(rows_X.size))
+                progress(min(number * batch_size, rows_X.size), int(rows_X.size))
         file.flush()
         read_X = np.concatenate(read) if read else np.zeros(0, np.int64)
         outputs_XM: NDArray[np.float32] = np.zeros((0, max(1, width)), np.float32)

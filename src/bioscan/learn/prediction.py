@@ -4,9 +4,11 @@ the tree.
 N: specimens, L: leaf taxa, M: outputs of the network, R: ranks.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,11 +22,12 @@ from bioscan.analysis.confidence import running_minimum
 from bioscan.analysis.hierarchy import DECODINGS, decode, lineages
 from bioscan.analysis.taxonomy import Lineage, Taxonomy
 from bioscan.data.images import Images
-from bioscan.errors import unknown
+from bioscan.errors import RequestError, unknown
+from bioscan.learn import model_folder
 from bioscan.learn.augmentation import to_network
 from bioscan.learn.dataset import SpecimenDataset
-from bioscan.learn.device import autocast, choose_precision
-from bioscan.learn.loader import Loader, default_workers
+from bioscan.learn.device import autocast, choose_device, choose_precision
+from bioscan.learn.loader import Batch, Loader, default_workers
 from bioscan.learn.losses import adjusted
 from bioscan.learn.model_folder import Model
 from bioscan.learn.promises import BackOff, TaxonSets, at_rank, names_of, ranks_of
@@ -42,6 +45,42 @@ class Predicted(NamedTuple):
     """Of the leaves; NaN where there is no prediction."""
     energy_N: NDArray[np.float64]
     """See `energy`; NaN where there is no prediction."""
+
+
+def open_model(
+    folder: Path | str,
+    *,
+    tau: float,
+    decode: str,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    threads: int | None,
+) -> Model:
+    """A model on its device, for what is asked of it; arguments as in `jobs.predict.predict`.
+
+    Raises:
+        RequestError: a value out of range, an unknown decoding or device, no model folder, a tau for a model
+            of which it is not known how common its taxa were.
+        DataError: as the model folder tells.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+        ("threads", threads, 1),
+    ):
+        if value is not None and value < least:
+            raise RequestError(f"{name} is {value}; it must be at least {least}")
+    if not math.isfinite(tau):
+        raise RequestError(f"tau is {tau}; it must be a number, such as 0 or 1")
+    if decode not in DECODINGS:
+        raise unknown("decoding", decode, DECODINGS)
+    if threads:
+        torch.set_num_threads(threads)
+    model = model_folder.load(folder, device=choose_device(device))
+    if tau and not model.target_counts_N.any():
+        raise RequestError(f"{folder}: how common its taxa were in training is not known; --tau needs that")
+    return model
 
 
 def predict_batches(
@@ -70,13 +109,55 @@ def predict_batches(
         workers: Loader processes; None: by the number of cores.
         amp: As in the training settings.
     """
+    made = output_batches(
+        model, images, specimens["row"].to_numpy(), batch_size=batch_size, workers=workers, amp=amp
+    )
+    for number, (batch, outputs_BM) in enumerate(made):
+        start = number * batch_size
+        rows = specimens.slice(start, batch_size)
+        found_NL = np.full((rows.height, model.taxonomy.num_leaves), np.nan, np.float32)
+        energy_N = np.full(rows.height, np.nan)
+        if outputs_BM is not None:
+            places_B = batch.numbers_B.numpy() - start
+            logits_BL = shown_logits(model, outputs_BM, tau=tau)
+            found_NL[places_B] = probabilities(logits_BL, temperature=temperature)
+            energy_N[places_B] = energy(logits_BL, temperature=temperature)
+        wild_N = np.isnan(found_NL).any(axis=1)
+        found_NL[wild_N] = np.nan
+        energy_N[wild_N] = np.nan
+        reasons = dict.fromkeys((np.flatnonzero(wild_N) + start).tolist(), _NO_NUMBER)
+        reasons.update(batch.failures)
+        errors = [reasons.get(start + place) for place in range(rows.height)]
+        yield Predicted(naming.table(rows, found_NL, errors), found_NL, energy_N)
+
+
+def output_batches(
+    model: Model,
+    images: Images,
+    rows_X: NDArray[np.int64],
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    amp: str = "auto",
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """What a network says of images, a batch at a time, in order.
+
+    Args:
+        model: On its device.
+        images: The package.
+        rows_X: Row of each image in it, -1 where it is not there.
+        batch_size: Images at a time.
+        workers: Loader processes; None: by the number of cores.
+        amp: As in the training settings.
+
+    Yields:
+        The batch, with the numbers of the images that were read and the failures, and the outputs for those
+        that were, on the device, shape B × M; None where none was.
+    """
     device = next(model.network.parameters()).device
     precision = choose_precision(amp, device)
     dataset = SpecimenDataset(
-        images,
-        specimens["row"].to_numpy(),
-        image_size=model.spec.image_size,
-        crop_size=model.spec.crop_size,
+        images, rows_X, image_size=model.spec.image_size, crop_size=model.spec.crop_size
     )
     if not len(dataset):
         return
@@ -86,26 +167,13 @@ def predict_batches(
         workers=default_workers() if workers is None else workers,
         pin_memory=device.type == "cuda",
     ) as loader:
-        for number, batch in enumerate(loader.epoch()):
-            start = number * batch_size
-            rows = specimens.slice(start, batch_size)
-            found_NL = np.full((rows.height, model.taxonomy.num_leaves), np.nan, np.float32)
-            energy_N = np.full(rows.height, np.nan)
+        for batch in loader.epoch():
+            outputs_BM = None
             if batch.size:
                 images_BCHW = to_network(batch.images_BCHW, model.spec, device, channels_last=False)
                 with torch.inference_mode(), autocast(device, precision):
                     outputs_BM = model.network(images_BCHW)
-                places_B = batch.numbers_B.numpy() - start
-                logits_BL = shown_logits(model, outputs_BM, tau=tau)
-                found_NL[places_B] = probabilities(logits_BL, temperature=temperature)
-                energy_N[places_B] = energy(logits_BL, temperature=temperature)
-            wild_N = np.isnan(found_NL).any(axis=1)
-            found_NL[wild_N] = np.nan
-            energy_N[wild_N] = np.nan
-            reasons = dict.fromkeys((np.flatnonzero(wild_N) + start).tolist(), _NO_NUMBER)
-            reasons.update(batch.failures)
-            errors = [reasons.get(start + place) for place in range(rows.height)]
-            yield Predicted(naming.table(rows, found_NL, errors), found_NL, energy_N)
+            yield batch, outputs_BM
 
 
 def shown_logits(model: Model, outputs_BM: Tensor, *, tau: float = 0.0) -> Tensor:
